@@ -1,0 +1,32 @@
+# Each target is one thin line over a tool; the first one that you run sets up .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+run: .venv/ready      ## run every recipe on an embedded server
+	$(BIN)/python -m recipes $(RECIPE)
+
+test: .venv/ready     ## run every test on every server that is installed
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/ready    ## measure again; writes docs/benchmarks (RECIPE=name: only one)
+	$(BIN)/python -m benchmarks $(RECIPE)
+
+peers: .venv/ready    ## install what the benchmarks compare with (large)
+	$(BIN)/python -m pip install -q -r requirements-bench.txt
+
+site: .venv/ready     ## read the docs at http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+lab: .venv/ready      ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lint: .venv/ready     ## ruff everywhere, mypy --strict over the recipes
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict recipes
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+.PHONY: run test bench peers site lab lint

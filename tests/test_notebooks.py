@@ -1,0 +1,45 @@
+"""Every notebook runs again on every server, and prints what is stored in it (strict nbval)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from recipes import url_of
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def run(notebook: Path, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p",
+         "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=60", str(notebook)],
+        cwd=ROOT,
+        env={**os.environ, "REDIS_URL": url, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_prints_what_is_stored(notebook: Path, r: redis.Redis, server_kind: str) -> None:
+    result = run(notebook, "fake://" if server_kind == "fake" else url_of(r))
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert server_kind == "fake" or r.dbsize() == 0, "the notebook leaves keys behind"
+
+
+def test_a_wrong_stored_output_is_noticed(tmp_path: Path) -> None:
+    import nbformat.v4 as nb
+
+    cell = nb.new_code_cell("6 * 7", execution_count=1)
+    cell.outputs = [nb.new_output("execute_result", {"text/plain": "41"}, execution_count=1)]
+    import nbformat
+
+    nbformat.write(nb.new_notebook(cells=[cell]), tmp_path / "wrong.ipynb")
+    assert run(tmp_path / "wrong.ipynb", "fake://").returncode == 1
