@@ -63,9 +63,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 @event_priority(100)  # before mkdocs-jupyter, which renders the notebooks among the files
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in (name for names in recipes().values() for name in names):
-        for source, target in (
-            (f"notebooks/{name}.ipynb", f"notebooks/{name}.ipynb"),
-            (f"recipes/{name}.py", f"files/{name}.py"),
-        ):
-            files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+        notebook = f"notebooks/{name}.ipynb"
+        files.append(File(notebook, str(ROOT), config.site_dir, config.use_directory_urls))
+        recipe = str(ROOT / "recipes" / f"{name}.py")
+        files.append(File.generated(config, f"files/{name}.py", abs_src_path=recipe))
     return files
