@@ -58,7 +58,7 @@ def connect(url: str | None = None) -> redis.Redis:
 
     Raises ServerUnreachable if the named server does not answer.
     """
-    url = url or os.environ.get("REDIS_URL")
+    url = url or os.environ.get("REDIS_URL") or None
     if url is None:
         binary = embedded_binary()
         if binary is None:
