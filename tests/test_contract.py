@@ -1,0 +1,41 @@
+"""Every recipe keeps every rule. (tests/test_contract_proofs.py proves the rules.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.contract import HOUSE_RULES, ROOT, RULES, runs, stems
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("stem", stems(ROOT))
+def test_recipe(stem: str, rule: str) -> None:
+    problems = RULES[rule](ROOT, stem)
+    assert not problems, "\n".join(["", *problems])
+
+
+@pytest.mark.parametrize("rule", HOUSE_RULES)
+def test_house(rule: str) -> None:
+    problems = HOUSE_RULES[rule](ROOT)
+    assert not problems, "\n".join(["", *problems])
+
+
+@pytest.mark.parametrize("stem", stems(ROOT))
+def test_import_does_nothing(stem: str) -> None:
+    assert runs.quiet_import(ROOT, stem) == []
+
+
+@pytest.mark.parametrize("stem", stems(ROOT))
+def test_demo_prints_what_the_page_shows(stem: str, r: redis.Redis) -> None:
+    r.set("not the demo's", 1)
+    assert runs.demo_run(ROOT, stem, r) == []
+    assert r.get("not the demo's") == b"1"
+
+
+@pytest.mark.real_redis
+@pytest.mark.parametrize("stem", stems(ROOT))
+def test_copied_alone_it_runs(stem: str, url: str, tmp_path: Path) -> None:
+    assert runs.standalone(ROOT, stem, url, tmp_path) == []
