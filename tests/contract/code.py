@@ -195,7 +195,7 @@ def _commands(code: Code, *names: str) -> Iterator[ast.AST]:
     in_lua = re.compile(rf"redis\.p?call\(\s*[\"'](?:{either})[\"']", re.IGNORECASE)
     for call, function in code.calls:
         command = getattr(call.args[0], "value", "") if call.args else ""
-        text = command.decode() if isinstance(command, bytes) else str(command)
+        text = command.decode(errors="replace") if isinstance(command, bytes) else str(command)
         is_raw = function.endswith("execute_command")
         if is_raw and re.match(rf"(?:{either})\b", text, re.IGNORECASE):
             yield call
