@@ -228,7 +228,7 @@ BAD: dict[str, list[Callable[[House], object]]] = {
     # the code
     "lines": [
         edit("recipe", "\nPADDING = 0" * 80, ""),
-        edit("recipe", "PADDING = 0", "PADDING = 0\n" * 280),
+        edit("recipe", "PADDING = 0", "PADDING = 0\n" * 330),
     ],
     "imports": [
         edit("recipe", "from __future__ import annotations\n", ""),
