@@ -233,8 +233,8 @@ def _bytes(array: Array) -> Array:
 
 # --8<-- [end:blob]
 # --8<-- [start:choose]
-# Why: the codec that wins depends on the data and the link. What doubles the speed of a 1 Gbit/s
-# link makes loopback several times slower. So measure, with a few MB of your own data.
+# Why: the codec that wins depends on the data and the link. What speeds up a link of 1 Gbit/s can
+# slow down one of 100 Gbit/s several times. So measure, with a few MB of your own data.
 class Report(NamedTuple):
     """What a codec did to a sample; speeds in 1,000,000 array (not blob) bytes a second."""
 
