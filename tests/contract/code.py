@@ -33,7 +33,7 @@ WHOLE_REPLIES = {"smembers", "hgetall", "hvals", "hkeys"}
 def lines(recipe: Recipe) -> Iterable[str]:
     count = len(recipe.source.code_lines)
     if not LINES[0] <= count <= LINES[1]:
-        yield f"{count} lines of code; a recipe has {LINES[0]} to {LINES[1]}: split rather than grow"
+        yield f"{count} lines of code; wanted are {LINES[0]} to {LINES[1]}: split rather than grow"
 
 
 @rule("recipe")
