@@ -27,7 +27,7 @@ import math
 import re
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -243,7 +243,7 @@ def _store(
                 if old and (old.dtype, old.encoded) != (new.dtype, new.encoded):
                     raise DataError(f"{old.dtype}, encoded={old.encoded} is stored: give the same.")
                 ttl = max(0, int(r.pttl(pointer))) if old else ttl
-                kept = all([*itertools.chain.from_iterable(_sent(r, final(ttl)))][1::2])
+                kept = all([*_sent(r, final(ttl))][1::2])
                 whole = new._replace(chunks=[*(old.chunks if old else []), *new.chunks])
                 args = new.generation, whole.to_json(), ttl, old.generation if old else ""
                 flipped: Any = r.eval(FLIP, 2, pointer, mark, *args) if kept else -1
@@ -256,17 +256,17 @@ def _store(
             _sweep(r, name, mine=new.generation)
 
 
-def _sent(r: Client, commands: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[list[Any]]:
-    """Send (bytes, command) pairs in pipelines of bounded size; yield the replies of each."""
+def _sent(r: Client, commands: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[Any]:
+    """Yield the replies to (bytes, command) pairs, sent in pipelines of bounded size."""
     size = 0
     with r.pipeline(transaction=False) as pipe:
         for weight, command in commands:
             pipe.execute_command(*command)
             size += weight
             if size >= PIPELINE_BYTES or len(pipe) >= PIPELINE_COMMANDS:
-                yield pipe.execute()
+                yield from pipe.execute()
                 size = 0
-        yield pipe.execute()
+        yield from pipe.execute()
 
 
 def _sweep(r: Client, name: str, mine: str = "", everything: bool = False) -> int:
@@ -286,7 +286,7 @@ def _sweep(r: Client, name: str, mine: str = "", everything: bool = False) -> in
         for key, g in found.items()
         if key not in needed and (g == mine or not all(states[g]))
     ]
-    return sum(map(sum, _sent(r, ((0, command) for command in commands))))
+    return sum(_sent(r, ((0, command) for command in commands)))
 
 
 # --8<-- [end:publish]
@@ -304,10 +304,14 @@ class Window(NamedTuple):
     lanes: list[tuple[int, Any]]  # rows, and the key of their order, if not the stored one
     mine: slice = slice(None)  # which of all these rows are the rank's
 
-    def places(self) -> NDArray[np.intp]:
-        """Return the place in the window of each row of the pieces."""
-        orders = [np.argsort(hashed(n, *key)) if key else np.arange(n) for n, key in self.lanes]
-        return np.concatenate([order * len(orders) + i for i, order in enumerate(orders)])
+    def order(self) -> NDArray[np.intp]:
+        """Return where in the pieces, one after another, each of the rank's rows is."""
+        order, at = np.empty(sum(rows for rows, _ in self.lanes), np.intp), 0
+        for lane, (rows, key) in enumerate(self.lanes):
+            mixed = np.argsort(hashed(rows, *key)) if key else np.arange(rows)
+            order[lane :: len(self.lanes)] = at + mixed
+            at += rows
+        return order[self.mine]
 
 
 def hashed(n: int, *key: object) -> NDArray[np.uint64]:
@@ -358,6 +362,7 @@ class Dataset:
         self._r, self._decode = r, decode if self.manifest.encoded else None
         self._sizes = np.array([rows for _, rows, _ in self.manifest.chunks])
         self._empty = _unpack(b"", 0, self.manifest.dtype, None)
+        self._spare: list[Columns] = []  # buffers for windows, kept from epoch to epoch
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
@@ -378,7 +383,7 @@ class Dataset:
         needed, first = np.unique(chunk, return_index=True)
         local = np.split(ordered - (ends - self._sizes)[chunk], first[1:])
         places, parts = dict(zip(needed.tolist(), local, strict=False)), [self._empty]
-        for i, columns in itertools.chain.from_iterable(self._fetched(places)):
+        for i, columns in self._fetched(places):
             parts.append({name: column[places[i]] for name, column in columns.items()})
         back = np.argsort(order)
         return {name: column[back] for name, column in _joined(parts).items()}
@@ -398,81 +403,76 @@ class Dataset:
         if min(batch_size, world_size, start + 1, prefetch + 1) < 1 or not 0 <= rank < world_size:
             raise DataError(f"{batch_size=}, {rank=} of {world_size=}, {start=}, {prefetch=}: no.")
         order = shuffle, int(seed), int(epoch), rank, world_size, start * batch_size
-        reads = self._fetched(_new_chunks(_windows(self._sizes, *order)))
-        turns = max(1, len(self._sizes) // WINDOW) * math.gcd(LANES if shuffle else 1, world_size)
-        pipelines = 1 + len(self) * self.manifest.dtype.itemsize // turns // PIPELINE_BYTES
-        arriving = itertools.chain.from_iterable(_ahead(reads, prefetch * pipelines))
-        windows = self._loaded(_windows(self._sizes, *order), arriving)
 
         def share(row: int) -> int:  # ours are the rows y of the epoch with y % world_size == rank
             return (row + world_size - 1 - rank) // world_size
 
         def iterate() -> Iterator[Columns]:
-            base, size, rows, total = 0, 0, self._empty, len(self)
-            for row in range(start * batch_size, total, batch_size):
-                low, high, parts = share(row), share(min(row + batch_size, total)), list[Columns]()
-                while low < high or not parts:
-                    if base + size <= low < high:
-                        first, size, rows = next(windows)
-                        base = share(first)
-                    parts.append({k: a[low - base : high - base] for k, a in rows.items()})
-                    low = max(low, min(high, base + size))
-                yield _joined(parts)
+            base, places, rows, total = 0, np.empty(0, np.intp), self._empty, len(self)
+            buffers = [self._spare.pop() if self._spare else {**rows} for _ in range(prefetch or 1)]
+            windows = _ahead(self._loaded(_windows(self._sizes, *order), buffers), len(buffers))
+            try:
+                for row in range(start * batch_size, total, batch_size):
+                    low, high = share(row), share(min(row + batch_size, total))
+                    parts: list[Columns] = []
+                    while low < high or not parts:
+                        if base + len(places) <= low < high:
+                            window, rows = next(windows)
+                            base, places = share(window.first), window.order()
+                        picked = places[low - base : high - base]
+                        parts.append({k: a.take(picked, axis=0) for k, a in rows.items()})
+                        low += len(picked)
+                    yield _joined(parts)
+            finally:
+                windows.close()
+                self._spare = buffers  # fresh memory costs more time than the copying
 
         return iterate()
 
     def _loaded(
-        self, plan: Iterator[Window], arriving: Iterator[tuple[int, Columns]]
-    ) -> Iterator[tuple[int, int, Columns]]:
-        """Yield shuffled windows: their first row of the epoch, number of rows, and columns."""
+        self, plan: Iterator[Window], buffers: list[Columns]
+    ) -> Iterator[tuple[Window, Columns]]:
+        """Read windows into the buffers in turn; a chunk that two of them share is read once."""
         held: dict[int, Columns] = {}
-        for window, following in itertools.pairwise(itertools.chain(plan, [Window(0, [], [])])):
+        turns = itertools.pairwise(itertools.chain(plan, [Window(0, [], [])]))
+        for buffer, (window, following) in zip(itertools.cycle(buffers), turns, strict=False):
             chunks = [chunk for chunk, _, _ in window.pieces]
             uses = Counter([*chunks, *(chunk for chunk, _, _ in following.pieces)])
-            places, rows, waiting, arrived = window.places(), Columns(), [], 0
+            arriving = self._fetched([i for i in dict.fromkeys(chunks) if i not in held])
+            at, total = 0, sum(stop - start for _, start, stop in window.pieces)
             for i, start, stop in window.pieces:
                 held |= [next(arriving)] if i not in held else []
-                part = {name: column[start:stop] for name, column in held[i].items()}
-                waiting.append((part, places[arrived : arrived + stop - start]))
-                arrived, uses[i] = arrived + stop - start, uses[i] - 1
+                for name, column in held[i].items():
+                    buffer[name] = _put(buffer[name], column[start:stop], at, total)
+                at, uses[i] = at + stop - start, uses[i] - 1
                 if not uses[i]:
                     del held[i]  # at once: memory that is used again soon costs no page faults
-                if len(places) <= 64 * arrived:  # a claim alone allocates nothing
-                    rows = rows or {k: _like(a, len(places)) for k, a in part.items()}
-                    while waiting:
-                        part, place = waiting.pop()
-                        for name, column in part.items():
-                            rows[name][place] = column
-            mine = {name: column[window.mine] for name, column in rows.items()}
-            yield window.first, len(places[window.mine]), mine
+            yield window, buffer
 
-    def _fetched(self, chunks: Iterable[int]) -> Iterator[list[tuple[int, Columns]]]:
-        """Yield the numbers and columns of chunks, verified, one pipeline after another."""
-        asked = deque[int]()
-
-        def gets() -> Iterator[tuple[int, tuple[Any, ...]]]:
-            for i in chunks:
-                asked.append(i)
-                key, rows, _ = self.manifest.chunks[i]
-                yield rows * self.manifest.dtype.itemsize, ("GET", key)
-
-        for replies in _sent(self._r, gets()):
-            yield [self._verified(asked.popleft(), raw) for raw in replies]
-
-    def _verified(self, i: int, raw: bytes | None) -> tuple[int, Columns]:
-        key, rows, checksum = self.manifest.chunks[i]
-        if raw is None:
-            raise DataError(f"Chunk {key} is missing, probably evicted or expired. {RESTORE}")
-        if xxhash.xxh3_64_intdigest(raw) != checksum:
-            raise DataError(f"Chunk {key} fails its checksum. {RESTORE}")
-        try:
-            return i, _unpack(raw, rows, self.manifest.dtype, self._decode)
-        except Exception as error:  # decode= may raise what it likes
-            raise DataError(f"Chunk {key} cannot be decoded: {error}") from error
+    def _fetched(self, chunks: Iterable[int]) -> Iterator[tuple[int, Columns]]:
+        """Yield the number and columns of each chunk, verified."""
+        wanted, dtype = [(i, *self.manifest.chunks[i]) for i in chunks], self.manifest.dtype
+        gets = ((rows * dtype.itemsize, ("GET", key)) for _, key, rows, _ in wanted)
+        for (i, key, rows, checksum), raw in zip(wanted, _sent(self._r, gets), strict=True):
+            if raw is None:
+                raise DataError(f"Chunk {key} is missing, probably evicted or expired. {RESTORE}")
+            if xxhash.xxh3_64_intdigest(raw) != checksum:
+                raise DataError(f"Chunk {key} fails its checksum. {RESTORE}")
+            try:
+                yield i, _unpack(raw, rows, dtype, self._decode)
+            except Exception as error:  # decode= may raise what it likes
+                raise DataError(f"Chunk {key} cannot be decoded: {error}") from error
 
 
-def _like(array: NDArray[Any], rows: int) -> NDArray[Any]:
-    return np.empty((rows, *array.shape[1:]), array.dtype)
+def _put(buffer: NDArray[Any], part: NDArray[Any], at: int, total: int) -> NDArray[Any]:
+    """Copy a part into the buffer. It grows, but to 8 times what has arrived: claims are free."""
+    if at + len(part) > len(buffer):
+        size = min(total, 8 * (at + len(part)))
+        grown = np.empty((size, *part.shape[1:]), part.dtype)
+        grown[:at] = buffer[:at]
+        buffer = grown
+    buffer[at : at + len(part)] = part
+    return buffer
 
 
 def _joined(parts: list[Columns]) -> Columns:
@@ -484,20 +484,11 @@ def _joined(parts: list[Columns]) -> Columns:
     }  # without dtype= the byte order would become the machine's
 
 
-def _new_chunks(plan: Iterator[Window]) -> Iterator[int]:
-    """Yield the chunks of each window, without those that the window before it has read."""
-    before: dict[int, None] = {}
-    for window in plan:
-        chunks = dict.fromkeys(chunk for chunk, _, _ in window.pieces)
-        yield from (chunk for chunk in chunks if chunk not in before)
-        before = chunks
-
-
-def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """Let one thread make up to `count` items in advance; it ends with this iterator."""
+def _ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
+    """Let one thread make the next items, with the one in use `count` of them."""
     pool = ThreadPoolExecutor(1)
-    try:
-        made = deque(pool.submit(next, items, None) for _ in range(max(1, count)))
+    try:  # the thread ends with this iterator
+        made = deque(pool.submit(next, items, None) for _ in range(count))
         while (item := made.popleft().result()) is not None:
             yield item
             made.append(pool.submit(next, items, None))
