@@ -35,13 +35,14 @@ def main() -> None:
     bench = Benchmark("training_data", "Training data, measured", r)
     data = images()
     write(r, "bench", data)
+    ds = Dataset(r, "bench")
     limit = "limit: pipelined GET of the chunks, nothing else"
     with tempfile.TemporaryDirectory() as folder:
         ways: Ways = {
             **rows_in_hashes(r, data),
             **files(bench, data, Path(folder)),
-            "recipe": lambda: epoch(r),
-            "recipe, one of two ranks": (lambda: epoch(r, world_size=2), ROWS / 2),
+            "recipe": lambda: epoch(ds),
+            "recipe, one of two ranks": (lambda: epoch(ds, world_size=2), ROWS / 2),
             limit: lambda: bare(r),
             "raw socket: the same bytes, no client": raw_socket(ROWS * 785),
         }
@@ -58,8 +59,8 @@ def main() -> None:
     bench.write()
 
 
-def epoch(r: redis.Redis, world_size: int = 1) -> None:
-    seen = sum(len(b["y"]) for b in Dataset(r, "bench").batches(BATCH, world_size=world_size))
+def epoch(ds: Dataset, world_size: int = 1) -> None:
+    seen = sum(len(b["y"]) for b in ds.batches(BATCH, world_size=world_size))
     assert seen == ROWS // world_size
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 
 import fakeredis
@@ -25,7 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Give each run a temporary folder of its own, which a guard removes however the run ends."""
     config.addinivalue_line("markers", "real_redis: needs what fakeredis lacks or pretends to do")
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        config.option.basetemp = folder = tempfile.mkdtemp(prefix="cookbook-tests-")
+        command = ["sh", "-c", 'read -r _; rm -rf "$0"', folder]
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        config.add_cleanup(guard.communicate)
 
 
 def chosen_kinds(config: pytest.Config) -> tuple[str, ...]:

@@ -208,6 +208,13 @@ def test_each_row_once_whatever_the_world_size(
     assert resumed == [share[start:] for share in ranks]
 
 
+GOLDEN = [
+    "a6435fe4fb2fd4f5",
+    "42569372d9194988",
+    "d40e03ceff6313ba",
+]  # of (seed, epoch) = (0, 0), (0, 1), (1, 0)
+
+
 def test_the_order_is_a_pure_function_of_seed_and_epoch(r: redis.Redis) -> None:
     write(r, "order", numbers(3000))
     ds = Dataset(r, "order")
@@ -215,8 +222,8 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(r: redis.Redis) -> None:
     assert len({tuple(order) for order in orders}) == 3
     write(r, "order", numbers(3000))
     assert flat(epoch(Dataset(r, "order"), 7)[0]) == orders[0]  # also of any batch size
-    digest = xxhash.xxh3_64_hexdigest(np.array(orders[0], "<u4").tobytes())
-    assert digest == "eb31c52b75184230"  # on every machine, with every version of numpy
+    digests = [xxhash.xxh3_64_hexdigest(np.array(order, "<u4").tobytes()) for order in orders]
+    assert digests == GOLDEN  # on every machine, with every version of numpy
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
@@ -628,6 +635,16 @@ def test_a_hostile_manifest_is_refused(r: redis.Redis, case: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 30 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("change", [-1, 1, 1000])
+def test_a_manifest_that_does_not_fit_its_chunks_is_noticed(r: redis.Redis, change: int) -> None:
+    (key, rows, checksum), *others = write(r, "n", numbers(500)).chunks
+    chunks = [(key, rows + change, checksum), *others]
+    r.hset("td:{n}", "manifest", forged(r, "n", chunks=chunks))
+    for read in (lambda: Dataset(r, "n").rows([0]), lambda: list(Dataset(r, "n").batches(50))):
+        with pytest.raises(DataError, match=r"cannot be decoded: .* were written"):
+            read()
 
 
 def test_memory_is_taken_only_for_bytes_that_arrived(r: redis.Redis) -> None:
