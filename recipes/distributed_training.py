@@ -4,10 +4,10 @@ Use when: a few processes or machines train one small or medium model (up to som
     parameters), workers come and go, and Redis is there already.
 Not when: GPUs on a fast network, or large models: torch DDP with NCCL (on CPUs: gloo), or Ray
     Train. Redis then still keeps the data, the parameters, the checkpoints and the rendezvous.
-Keys: dt:{JOB}:world stream (the last memberships; an id is a generation), dt:{JOB}:leases zset;
-    the inboxes of a round, 4 MiB each: dt:{JOB:GENERATION:ROUND:RANK} streams, and :PHASE:FROM
-    strings. Readers delete their inboxes, who gives up a round all of it, the last worker of a
-    job the rest; the TTL of all is two timeouts.
+Keys: dt:{JOB}:world stream (the last memberships; an id is a generation), :leases zset, :done
+    string; the inboxes of a round, 4 MiB each: dt:{JOB:GENERATION:ROUND:RANK} streams, and
+    :PHASE:FROM strings. Readers delete their inboxes, who gives up a round all of it, the last
+    worker of a job the rest; the TTL of all is two timeouts.
 Guarantees: after each round all workers hold the same parameters to the bit. A killed worker is
     out when its lease ends: one script makes the new world, and the rest do the interrupted round
     again. Who wakes up late writes under an old generation, which nobody reads. The server is
@@ -159,7 +159,7 @@ class AllReduce:
         self._last: Any = "0"
         try:
             yield
-        except (WorldChanged, WorkerTimeout):
+        except WorkerTimeout:
             self.abandon()
             raise
         finally:
@@ -210,7 +210,7 @@ class AllReduce:
             pipe.get(f"{inbox}:{phase}:{i}")
         values = dict(zip(others, pipe.execute(), strict=True))
         for i, own in enumerate(parts):
-            yield i, own if i == self.rank else self._opened(phase, i, values[i] or b"", like)
+            yield i, own if i == self.rank else self._opened(phase, i, values[i], like)
 
     def _read(self, block_ms: int) -> bool:
         inbox = self._inbox(self.round, self.rank)
@@ -223,9 +223,12 @@ class AllReduce:
                 self._heads.setdefault(HEAD.unpack(head)[3:5], head)
         return bool(reply)
 
-    def _opened(self, phase: int, sender: int, data: bytes, like: Vector) -> Vector:
+    def _opened(self, phase: int, sender: int, data: bytes | None, like: Vector) -> Vector:
+        if data is None and self.generation:  # deleted by a worker that saw a new world
+            raise WorldChanged
         head = self._heads[phase, sender]
         *_, code, size, _ = HEAD.unpack(head)
+        data = data or b""
         if head != self._head(phase, sender, self.rank, code, size, data) or code >= len(DTYPES):
             raise TrainingError(f"a message of {self.names[sender]} is damaged or gone")
         if (DTYPES[code], size) != (like.dtype.str, like.size):
@@ -251,23 +254,29 @@ WORLD = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1] or {'0-0', {'', ''}}
+local generation, world = tonumber(string.match(last[1], '^%d+')), last[2][2]
 local verb, me, alive = ARGV[1], ARGV[2], redis.call('ZSCORE', KEYS[2], ARGV[2])
-if verb == 'leave' then
+local done = redis.call('GET', KEYS[3])
+if verb == 'finish' and alive and not done and string.format('%.0f', generation) == ARGV[6] then
+  redis.call('SET', KEYS[3], ARGV[6], 'PX', ARGV[5])
+  done = ARGV[6]
+end
+if verb == 'leave' or (verb == 'finish' and done == ARGV[6]) then
   redis.call('ZREM', KEYS[2], me)
-elseif verb == 'enter' or alive then
+  alive = false
+elseif alive or (verb == 'enter' and not done) then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3] * 1000), me)
 end
 local live = redis.call('ZRANGE', KEYS[2], 0, 65535)
 table.sort(live)
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1] or {'0-0', {'', ''}}
-local generation, world = tonumber(string.match(last[1], '^%d+')), last[2][2]
 local enough = #live >= tonumber(ARGV[4])
 for _, name in ipairs(live) do
   enough = enough or string.find(world, name, 1, true)
 end
 if #live == 0 then
-  redis.call('UNLINK', KEYS[1], KEYS[2])
-elseif enough and table.concat(live, '\\n') ~= world then
+  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+elseif enough and not done and table.concat(live, '\\n') ~= world then
   world, generation = table.concat(live, '\\n'), math.max(now, generation + 1)
   redis.call('XADD', KEYS[1], 'MAXLEN', 2, string.format('%.0f-0', generation), 'world', world)
 end
@@ -289,11 +298,11 @@ class Lease:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def _call(self, verb: str) -> tuple[int, list[str], int, bool]:
-        keys = f"dt:{{{self.job}}}:world", f"dt:{{{self.job}}}:leases"
+    def _call(self, verb: str, ours: int = 0) -> tuple[int, list[str], int, bool]:
+        keys = [f"dt:{{{self.job}}}:{name}" for name in ("world", "leases", "done")]
         ttl_ms = int(1000 * (2 * self.timeout_s + self.lease_s))
-        args = (verb, self.name, int(1000 * self.lease_s), self.world_size, ttl_ms)
-        reply: Any = self.r.eval(WORLD, 2, *keys, *map(str, args))
+        args = (verb, self.name, int(1000 * self.lease_s), self.world_size, ttl_ms, ours)
+        reply: Any = self.r.eval(WORLD, 3, *keys, *map(str, args))
         return int(reply[0]), reply[1].decode().split("\n"), reply[2], bool(reply[3])
 
     def _renew(self) -> None:
@@ -320,12 +329,16 @@ class Lease:
                     self.worlds += 1
                     return generation, members
                 if not alive:
-                    if self.name and not live:
+                    if self.worlds and not live:
                         raise TrainingError(f"the job ended while worker {self.worker!r} slept")
                     self.name = f"{self.worker}#{secrets.token_hex(4)}"
                     self._call("enter")
             self._stop.wait(min(0.02, self.lease_s / 5))
         raise WorkerTimeout(f"{live} of {self.world_size} workers came in {self.timeout_s} s")
+
+    def finish(self, generation: int) -> bool:
+        """Leave, and close the job to newcomers; False if the world has changed before that."""
+        return not self._call("finish", generation)[3]
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -390,7 +403,7 @@ def train(
                 changed=functools.partial(lease.is_over, generation),
             )  # fmt: skip
             try:
-                was = step
+                was = step if lease.name == stay else -1
                 step, vector = link.furthest(was, vector)
                 if step != was:  # was it new, or have the others counted what it has sent?
                     kept = np.zeros_like(vector) if was < 0 else after_round
@@ -412,6 +425,8 @@ def train(
                     if on_round:
                         on_round(step, unflatten(vector, params))
                 link.furthest(step, vector)  # nobody leaves while another may need its state
+                if not lease.finish(generation):
+                    raise WorldChanged
                 return Result(
                     str(worker), unflatten(vector, params), step, lease.worlds,
                     sent + link.bytes_sent, received + link.bytes_received,

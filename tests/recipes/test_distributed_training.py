@@ -133,7 +133,7 @@ def test_timeout_names_the_silent_rank(r: redis.Redis) -> None:
     first, _, third = together(3, work)
     for error in (first, third):
         assert isinstance(error, WorkerTimeout) and "rank 1 of 3" in str(error)
-    assert all(0 < r.pttl(key) <= 1000 for key in keys_of(r))
+    assert keys_of(r) == []
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,44 @@ def test_a_damaged_message_is_refused_by_name(r: redis.Redis) -> None:
         with pytest.raises(TrainingError, match=message):
             AllReduce(r, "damaged", 0, 2, timeout_s=2).mean(np.ones(4))
         r.unlink(inbox)
+
+
+def test_one_flipped_bit_is_noticed(r: redis.Redis) -> None:
+    def damage_then_read() -> Any:
+        key = "dt:{flip:0:0:0}:0:1"
+        servers.wait_until(lambda: r.exists(key), what="rank 1 has sent")
+        value = bytearray(r.get(key) or b"")
+        value[3] ^= 1
+        r.set(key, bytes(value))
+        return AllReduce(r, "flip", 0, 2, timeout_s=2).mean(np.ones(4))
+
+    def work(rank: int) -> Any:
+        if rank == 0:
+            return damage_then_read()
+        return AllReduce(r, "flip", 1, 2, timeout_s=2).mean(np.ones(4))
+
+    error, _ = together(2, work)
+    assert isinstance(error, TrainingError) and "rank 1 of 2 is damaged" in str(error)
+
+
+def test_a_part_deleted_by_who_saw_a_new_world_means_a_new_world(r: redis.Redis) -> None:
+    head = dt.HEAD.pack(b"DTR1", 7, 0, 0, 1, 0, 1, 4, 0)
+    r.xadd("dt:{gone:7:0:0}", {"head": head})
+    with pytest.raises(dt.WorldChanged):
+        AllReduce(r, "gone", 0, 2, generation=7, timeout_s=2).mean(np.ones(4))
+
+
+def test_a_message_of_an_old_generation_is_not_read(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = AllReduce(r, "old", 1, 2, generation=5, timeout_s=0.1)
+    monkeypatch.setattr(late, "abandon", lambda: None)  # it is killed, or paused again
+    with pytest.raises(WorkerTimeout):
+        late.mean(np.full(3, 1e9))
+    assert keys_of(r) != []
+    links = [AllReduce(r, "old", i, 2, generation=6) for i in range(2)]
+    means = together(2, lambda i: links[i].mean(np.full(3, float(i))))
+    assert [mean.tolist() for mean in means] == [[0.5] * 3] * 2
 
 
 @given(head=st.binary(max_size=60), data=st.binary(max_size=40))
@@ -380,6 +418,78 @@ def test_who_was_interrupted_takes_the_state_of_who_was_not(r: redis.Redis) -> N
     assert [(step, vector.tolist()) for step, vector in got] == [(0, [0.0] * 3)] * 2
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, at_round: int, then: Callable[[Any], None]) -> None:
+    """Rank 0 is interrupted at the very end of a round that all others have completed."""
+    plain, done = AllReduce.mean, []
+
+    def mean(self: AllReduce, vector: Any) -> Any:
+        result = plain(self, vector)
+        if self.rank == 0 and self.round == at_round and not done:
+            done.append(1)
+            then(self)
+            raise dt.WorldChanged
+        return result
+
+    monkeypatch.setattr(AllReduce, "mean", mean)
+
+
+def other_alone(params: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A gradient that shows whether a step was done by one worker alone."""
+    grads = gradient(params, rows)
+    return {**grads, "b": grads["b"] + 0.1} if len(rows) == 24 else grads
+
+
+def test_who_was_thought_dead_does_not_bring_its_state_back(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = "dt:{thought}:leases"
+
+    def expel(link: AllReduce) -> None:  # rank 1 has applied the round, and its lease ends
+        done[1].wait(10)
+        member = next(name for name in r.zrange(leases, 0, 9) if name.startswith(b"1#"))
+        r.zrem(leases, member)
+
+    done = [threading.Event(), threading.Event()]
+    interrupt(monkeypatch, 12, expel)  # two rounds to catch up, then steps 1 to 10
+
+    def work(rank: int) -> dt.Result:
+        def note(step: int, params: Any) -> None:
+            if step == 10:
+                done[rank].set()
+            if rank == 0 and step == 10:  # done again, alone; now the other one comes back
+                servers.wait_until(lambda: r.zcard(leases) == 2, what="rank 1 is back")
+
+        options = {"lr": 0.05, "steps": 15, "world_size": 2, "lease_s": 1, "timeout_s": 15}
+        return dt.train(r, "thought", rank, start(), other_alone, share, on_round=note, **options)
+
+    results = together(2, work)
+    assert all(isinstance(result, dt.Result) for result in results), results
+    assert results[1].worlds >= 2
+    assert flat(results[0].params).tobytes() == flat(results[1].params).tobytes()
+
+
+def test_nobody_leaves_while_another_needs_its_state(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vanishing(monkeypatch)
+    done = [threading.Event() for _ in range(3)]
+    interrupt(monkeypatch, 12, lambda link: [event.wait(10) for event in done[1:]])
+
+    def work(rank: int) -> dt.Result:
+        def die(step: int, _: Any) -> None:
+            if step == 10:
+                done[rank].set()
+            if rank == 2 and step == 10:
+                raise Vanish
+
+        options = {"lr": 0.05, "steps": 10, "world_size": 3, "lease_s": 1, "timeout_s": 15}
+        return dt.train(r, "last", rank, start(), other_alone, share, on_round=die, **options)
+
+    first, second, _ = together(3, work)
+    assert flat(first.params).tobytes() == flat(second.params).tobytes()
+    assert keys_of(r) == []
+
+
 def test_one_script_makes_one_world_of_the_live(r: redis.Redis) -> None:
     leases = [dt.Lease(r, "world", f"w{i}", 3, 0.4, 5) for i in range(3)]
     worlds = together(3, lambda i: leases[i].world(0))
@@ -431,6 +541,8 @@ def child(url: str, rank: int, world_size: int, job: str, options: dict[str, Any
 
     with redis.Redis.from_url(url) as r:
         return learn(r, job, rank, world_size=world_size, on_round=note, **options)
+
+
 # --8<-- [end:processes]
 
 

@@ -664,6 +664,20 @@ def test_memory_is_taken_only_for_bytes_that_arrived(r: redis.Redis) -> None:
         tracemalloc.stop()
 
 
+def test_one_good_chunk_does_not_pay_for_the_claims_of_others(r: redis.Redis) -> None:
+    real = write(r, "n", {"row": np.zeros(1, "S1000")}).chunks
+    claims = [("td:n:0123456789abcdef:0", training_data.MAX_ROWS, 0)] * 50
+    r.hset("td:{n}", "manifest", forged(r, "n", chunks=[*real, *claims]))
+    ds = Dataset(r, "n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="missing"):
+            next(iter(ds.batches(5, shuffle=False)))
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @PROPERTY
 @given(data=st.data())
 def test_no_bytes_break_the_manifest_parser(r: redis.Redis, data: Any) -> None:
@@ -715,6 +729,20 @@ def test_no_thread_is_left_behind(r: redis.Redis) -> None:
         list(ds.batches(10))
     gc.collect()
     assert threading.active_count() == before
+
+
+def test_iterators_of_one_dataset_do_not_disturb_each_other(r: redis.Redis) -> None:
+    write(r, "it", numbers(5000), chunk_bytes=100)
+    ds = Dataset(r, "it")
+    alone = [epoch(ds, 64, seed=seed)[0] for seed in range(3)]
+    together = zip(*(ds.batches(64, seed=seed) for seed in range(3)), strict=True)
+    found = [
+        [batch["row"].tolist() for batch in batches] for batches in zip(*together, strict=True)
+    ]
+    assert found == alone
+    kept = [*ds.batches(64, seed=0)]  # a batch is the caller's own
+    epoch(ds, 64, seed=1)
+    assert [batch["row"].tolist() for batch in kept] == alone[0]
 
 
 UNFINISHED = """
