@@ -103,13 +103,15 @@ class AllReduce:
         for start in range(0, max(1, flat.size), step):
             block, out = flat[start : start + step], mean[start : start + step]
             cuts = [slice(block.size * i // n, block.size * (i + 1) // n) for i in range(n)]
-            shard = np.zeros_like(block[cuts[self.rank]])
+            shard = out[cuts[self.rank]]  # reduced in its place
+            shard[:] = 0
             with self._one_round():
                 for _, part in self._swap(0, [block[cut] for cut in cuts], flat):
                     shard += part
                 shard /= n
                 for i, part in self._swap(1, [shard] * n, flat):
-                    out[cuts[i]] = part
+                    if i != self.rank:
+                        out[cuts[i]] = part
         return mean.reshape(array.shape)
 
     def gather(self, mine: Vector, ranks: Sequence[int]) -> list[Vector]:

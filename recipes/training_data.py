@@ -13,7 +13,7 @@ Guarantees: Readers see the old data or the new, never a mix; of two writers one
     checksum is verified (xxh3: accidents, not attackers). An epoch has each row once; its order is
     a pure function of the stored chunks, seed and epoch. A failover may lose the newest writes.
 Cost: A round trip for each 2 MiB; a write also SCANs all keys once. Together 1, 2, 4 or 8 ranks
-    read at most 1.05 times the data in an epoch. rows() reads the whole chunks that it touches.
+    read at most 1.09 times the data in an epoch. rows() reads the whole chunks that it touches.
 Needs: Redis 7.0+ or Valkey 7.2+; pip install redis numpy xxhash; optional: scikit-learn
 Run: python recipes/training_data.py trains on digits, stops, resumes, replaces, breaks a chunk
 """
@@ -45,7 +45,7 @@ Decode: TypeAlias = Callable[[bytes], NDArray[Any]] | None
 
 LANES = 8  # rows come from so many lanes in turn: 1, 2, 4 or 8 ranks share them evenly
 WINDOW = 32  # chunks, over all lanes, whose rows are shuffled together
-MIN_CHUNKS = 160  # a chunk that the end of a lane cuts is read twice: those 7 must be few
+MIN_CHUNKS = 80  # a chunk that the end of a lane cuts is read twice: those 7 must be few
 MAX_CHUNK, MAX_ROWS, MAX_MANIFEST = 64 << 20, 1 << 16, 64 << 20  # bytes, rows; more is refused
 PIPELINE_BYTES, PIPELINE_COMMANDS = 2 << 20, 500  # in a round trip
 STAGED_S, RETIRED_S = 86_400, 3600
@@ -117,7 +117,7 @@ def _dtype(descr: str) -> np.dtype[Any]:
 
 
 def _cut(columns: Blocks, chunk_bytes: int, seen: int) -> Iterator[tuple[np.dtype[Any], Columns]]:
-    """Yield chunks: of 1/160 of the rows seen so far, but at most chunk_bytes."""
+    """Yield chunks: of 1/80 of the rows seen so far, but at most chunk_bytes."""
     for block in [columns] if isinstance(columns, Mapping) else columns:
         try:
             arrays = {name: np.asarray(values) for name, values in block.items()}
@@ -542,7 +542,7 @@ def demo(r: redis.Redis) -> None:
         Dataset(r, "demo/test").rows([0])
     except DataError as problem:
         print("4 bytes are changed on the server: the chunk", str(problem)[37:57])
-    print("deleted, old generations too:", delete(r, "demo/train") + delete(r, "demo/test") > 300)
+    print("deleted, old generations too:", delete(r, "demo/train") + delete(r, "demo/test") > 150)
     print("Shuffled batches from Redis trained a model, and resumed on other workers.")
 
 

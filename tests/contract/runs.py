@@ -42,12 +42,14 @@ print(*seen)
 
 _ONLY_NAMED_PACKAGES = """
 import os, sys
+from importlib.machinery import PathFinder
 class OnlyNamed:
     allowed = {*sys.stdlib_module_names, "usercustomize", *os.environ["ALLOWED_MODULES"].split()}
     def find_spec(self, name, path=None, target=None):
-        if path is None and name not in self.allowed:
-            raise ModuleNotFoundError(f"Needs: does not name {name} as required", name=name)
-sys.meta_path.insert(0, OnlyNamed())
+        is_stdlib = name.startswith("_sysconfigdata")  # made when Python is built: not listed
+        if path or name in self.allowed or is_stdlib:
+            return PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyNamed()
 """
 
 

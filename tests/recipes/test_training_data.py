@@ -131,10 +131,10 @@ def test_an_iterable_is_stored_block_by_block(r: redis.Redis) -> None:
             alive.append(len(keys_of(r, "blocks")))
             yield {name: column[at : at + 123] for name, column in whole.items()}
 
-    manifest = write(r, "blocks", blocks(), chunk_bytes=1000)
+    manifest = write(r, "blocks", blocks(), chunk_bytes=300)
     assert manifest.rows == 5000 and alive[-1] > 10  # chunks left while it was still reading
     assert np.array_equal(Dataset(r, "blocks").rows(range(5000))["x"], whole["x"])
-    assert max(r.strlen(key) for key, _, _ in manifest.chunks) <= 1000
+    assert max(r.strlen(key) for key, _, _ in manifest.chunks) <= 300
 
 
 def test_encode_and_decode_are_called_for_each_column(r: redis.Redis) -> None:
@@ -209,9 +209,9 @@ def test_each_row_once_whatever_the_world_size(
 
 
 GOLDEN = [
-    "a6435fe4fb2fd4f5",
-    "42569372d9194988",
-    "d40e03ceff6313ba",
+    "b14c3c2fbac19e38",
+    "9545c853218d4e21",
+    "947b9b97a3949d24",
 ]  # of (seed, epoch) = (0, 0), (0, 1), (1, 0)
 
 
@@ -236,7 +236,7 @@ def test_all_ranks_together_read_the_data_about_once(
     stored = manifest.rows * manifest.dtype.itemsize
     traffic = Traffic(monkeypatch)
     epoch(Dataset(r, "once"), 32, world_size)
-    assert stored <= traffic.bytes <= 1.05 * stored
+    assert stored <= traffic.bytes <= 1.09 * stored
 
 
 def test_a_resumed_epoch_does_not_read_what_came_before(
