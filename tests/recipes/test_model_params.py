@@ -1032,8 +1032,8 @@ def test_safetensors_round_trip(r: redis.Redis, tmp_path: Path) -> None:
     assert back[">"].tolist() == [0, 1, 2] and back[">"].dtype == "<i4"
 
 
-def test_pytorch_state_dict(r: redis.Redis, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+def test_pytorch_state_dict(tmp_path: Path) -> None:
+    torch, r = pytest.importorskip("torch"), fakeredis.FakeRedis()
     net, copy = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
     publish_torch(r, net.bfloat16(), tmp_path / "out.safetensors")
     load_torch(r, copy.bfloat16(), tmp_path / "in.safetensors")
