@@ -197,6 +197,8 @@ def serve(
             continue
         _, _, live = update(r, job, "look", "", 0, 1, ttl_s)
         if version.clocks and not live:
+            if r.xrange(updates, min=f"({version.position}", count=1):
+                continue  # the last update came between the two looks
             break
         if time.monotonic() > deadline:
             raise WorkerTimeout(f"{', '.join(live) or 'all workers'}: nothing for {timeout_s} s")

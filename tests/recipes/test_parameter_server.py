@@ -85,6 +85,25 @@ def test_one_worker_without_staleness_is_plain_sgd(r: redis.Redis) -> None:
     np.testing.assert_allclose(params, expected, rtol=1e-12)
 
 
+def test_an_update_just_before_the_last_worker_leaves_counts(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ps.update(r, "last", "enter", "w", 0, 60, 60)
+    plain, looks = ps.update, []
+
+    def slow_look(r: Any, job: str, verb: str, *rest: Any) -> Any:
+        looks.append(verb)
+        if len(looks) == 2:  # serve() has just seen that there is nothing new
+            ps.store(r, "ps:last:grads:w:1", np.ones(3), 60)
+            plain(r, "last", "push", "w", 1, 60, 60)
+            plain(r, "last", "leave", "w", 0, 60, 60)
+        return plain(r, job, verb, *rest)
+
+    monkeypatch.setattr(ps, "update", slow_look)
+    assert serve(r, "last", START, lr=-1, **QUICK).tolist() == [1.0] * 3
+    assert len(looks) > 2 and keys_of(r) == []
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_nobody_is_ahead_by_more_than_the_bound(r: redis.Redis, staleness: int) -> None:
     both, seen = threading.Event(), []
