@@ -47,6 +47,10 @@ class BadBatch(ValueError):
     """A batch or result that cannot be stored, or bytes that are not what was stored."""
 
 
+class BatchesLost(Exception):
+    """The server has forgotten batches that it had confirmed: delete() the job, submit it again."""
+
+
 # --8<-- [start:pack]
 # What comes from Redis is input: a pickle would run the code of whoever wrote it. Safetensors are
 # names, dtypes, shapes and plain bytes; the reader checks them all before it allocates.
@@ -75,7 +79,8 @@ def unpack(blob: bytes) -> dict[str, Array]:
 # --8<-- [start:submit]
 # A producer faster than its workers fills the server's memory: submit waits while too much is
 # unanswered. And a client that lost a reply sends its group again: the script adds it only once,
-# for it keeps the number of each running submit's last group.
+# for it keeps the number of each running submit's last group. Batches that a failover lost between
+# two groups would shift the indexes of all that follow: submit notices it by the total.
 _SUBMIT = """
 local batches, results, dead, meta, open = unpack(KEYS)
 local token, group, bytes = ARGV[1], tonumber(ARGV[2]), 0
@@ -91,7 +96,7 @@ if group > tonumber(redis.call('HGET', open, token) or -1) then
 end
 redis.call('EXPIRE', open, 60)  -- a submit that is silent for so long has crashed
 local left = total - redis.call('HLEN', results) - redis.call('HLEN', dead)
-return {left, redis.call('HINCRBY', meta, 'bytes', bytes) / math.max(total, 1) * left}
+return {left, redis.call('HINCRBY', meta, 'bytes', bytes) / math.max(total, 1) * left, total}
 """
 
 
@@ -100,15 +105,25 @@ def submit(r: Client, job: str, batches: Iterable[Batch], *, max_backlog: int = 
 
     Waits while `max_backlog` batches, or about MAX_BACKLOG_BYTES of them, are unanswered. If it
     or `batches` raises (BadBatch: one cannot be stored), progress().total says what is in.
+    Raises BatchesLost if a failover, or a delete(), forgot batches while it ran.
     """
-    token, sent = secrets.token_hex(8), 0
-    left, size = _eval(r, job, _SUBMIT, token, 0)
+    token, sent, total = secrets.token_hex(8), 0, 0
+
+    def add(number: int, group: list[bytes]) -> tuple[int, int]:
+        nonlocal total
+        known, (left, size, total) = total, _eval(r, job, _SUBMIT, token, number, *group)
+        if total < known + len(group):
+            had = f"it has {total} batches, and had {known} before these {len(group)}"
+            raise BatchesLost(f"job {job!r}: {had}; delete() it and submit all again")
+        return left, size
+
+    left, size = add(0, [])
     try:
         for number, group in enumerate(_groups(batches, min(MAX_GROUP, max_backlog // 4)), 1):
             while left and (left + len(group) > max_backlog or size > MAX_BACKLOG_BYTES):
                 time.sleep(POLL_S)
-                left, size = _eval(r, job, _SUBMIT, token, number - 1)
-            left, size = _eval(r, job, _SUBMIT, token, number, *group)
+                left, size = add(number - 1, [])
+            left, size = add(number, group)
             sent += len(group)
     finally:
         r.hdel(_keys(job)[4], token)

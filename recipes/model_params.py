@@ -217,7 +217,10 @@ class ParamStore:
         if status == b"conflict":
             raise Conflict(f"{alias!r} names version {int(answer[0])}, not {base}")
         if status == b"late":
-            raise ParamStoreError(f"the save took longer than {SAVE_S} s: nothing is published")
+            raise ParamStoreError(
+                f"nothing is published: the save took longer than {SAVE_S} s, or a failover forgot "
+                "that it had begun; save again"
+            )
         return unseal(answer[0] + b" " + manifest, answer[0].split()[0])[0]
 
     def promote(self, version: int | str, alias: str = "production") -> None:

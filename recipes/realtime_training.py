@@ -10,8 +10,9 @@ Keys: <stream> (stream, one entry an event: x = JSON features, y = 0 or 1; trimm
     10,000 refused events), :lease (string, TTL lease_s). delete() removes all but the stream.
 Guarantees: weights, position, metrics and dead letters of a block of events are stored by one
     script, only if the position is still where the block began: each event counts once, also after
-    kill -9. One trainer a model; a second one waits, then is refused. What a crash or a failover
-    of the server loses of the stream or the state is what its persistence settings allow.
+    kill -9. One trainer a model; a second one waits, then is refused. A crash or a failover of the
+    server loses of the stream and the state what its disk or its replica lacks. On Cluster give
+    the stream the model's hash tag, {<model>}:NAME, or a failover may trim what was not learned.
 Cost: a block (up to 256 events) is 3 round trips: read, commit, trim; a commit sends the changed
     weights. A reader's refresh is 1 round trip if nothing changed, else 2 and the whole state.
 Needs: Redis 6.2+ or Valkey 7.2+; pip install redis numpy river

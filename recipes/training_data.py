@@ -226,8 +226,8 @@ def _store(
             new.chunks.append((key, rows, xxhash.xxh3_64_intdigest(raw)))
             yield len(raw), ("SET", key, raw, "EX", STAGED_S)
 
-    def final(ttl: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        for key, _, _ in new.chunks:
+    def final(whole: Manifest, ttl: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for key, _, _ in whole.chunks:  # old ones too: a failover may have undone a replacement
             yield 0, (("PEXPIRE", key, ttl) if ttl else ("PERSIST", key))
             yield 0, ("EXISTS", key)
 
@@ -243,14 +243,14 @@ def _store(
                 if old and (old.dtype, old.encoded) != (new.dtype, new.encoded):
                     raise DataError(f"{old.dtype}, encoded={old.encoded} is stored: give the same.")
                 ttl = max(0, int(r.pttl(pointer))) if old else ttl
-                kept = all([*_sent(r, final(ttl))][1::2])
                 whole = new._replace(chunks=[*(old.chunks if old else []), *new.chunks])
+                kept = all([*_sent(r, final(whole, ttl))][1::2])
                 args = new.generation, whole.to_json(), ttl, old.generation if old else ""
                 flipped: Any = r.eval(FLIP, 2, pointer, mark, *args) if kept else -1
                 if flipped == 1:
                     return whole
                 if flipped == -1:
-                    raise DataError(f"Staged chunks of {name!r} are gone. {RESTORE}")
+                    raise DataError(f"Chunks of {name!r} are gone. {RESTORE}")
                 old = Manifest.load(r, name)  # another writer was faster: append to that
         finally:
             _sweep(r, name, mine=new.generation)

@@ -76,8 +76,10 @@ def page_code(recipe: Recipe) -> Iterable[str]:
 @rule("page", "tests")
 def page_proofs(recipe: Recipe) -> Iterable[str]:
     tests = {node.name for node in recipe.code("tests").definitions}
+    for shared in (recipe.root / "tests").glob("test_*.py"):  # tests of several recipes at once
+        tests |= set(re.findall(r"(?m)^def (test_\w+)", shared.read_text(encoding="utf-8")))
     for named in sorted({*TEST_NAME.findall(recipe.page)} - tests):
-        yield f"the page names {named}, which is not in {recipe.name('tests')}"
+        yield f"the page names {named}, which is not in {recipe.name('tests')} or tests/test_*.py"
     table = re.findall(r"(?m)^\|.*\|[ \t]*$", recipe.under("Guarantees and costs"))
     if len(table) < 3:
         yield "Guarantees and costs is a table: guarantee, holds because, the test that proves it"

@@ -29,6 +29,7 @@ from hypothesis.extra import numpy as hnp
 from recipes import distributed_prediction as dp
 from recipes.distributed_prediction import (
     BadBatch,
+    BatchesLost,
     Stats,
     dead_letters,
     delete,
@@ -312,6 +313,21 @@ def test_a_group_sent_twice_is_added_once(r: redis.Redis) -> None:
     for group in (0, 1, 1, 0, 2, 2, 1):
         dp._eval(r, "j", dp._SUBMIT, "token", group, *(blobs if group else ()))
     assert progress(r, "j").total == 6
+
+
+def test_a_server_that_forgot_batches_is_noticed(r: redis.Redis) -> None:
+    """As after a failover to a replica that lacked them; else all later indexes would be wrong."""
+
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        for i, batch in enumerate(some(40)):
+            if i == 25:
+                r.hset(dp._keys("j")[3], "total", 10)
+            yield batch
+
+    with pytest.raises(BatchesLost, match=r"had 2\d before"):  # a slow source leaves sooner
+        submit(r, "j", source(), max_backlog=40)
+    delete(r, "j")
+    assert submit(r, "j", some(40), max_backlog=40) == 40
 
 
 def test_a_crashed_submit_does_not_keep_the_workers(r: redis.Redis) -> None:
@@ -689,7 +705,9 @@ def test_a_progress_bar(r: redis.Redis) -> None:
 
 
 @pytest.mark.real_redis
-def test_two_commands_a_group(r: redis.Redis) -> None:
+def test_two_commands_a_group(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp, "GROUP_S", 10)  # a slow machine makes smaller groups
+
     def calls(command: str) -> int:
         return int(r.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 

@@ -101,6 +101,7 @@ def test_mean_is_numpys_and_equal_to_the_bit(r: redis.Redis, n: int, dtype: str)
         assert {mean.tobytes() for mean in means} == {means[0].tobytes()}
         assert (means[0].shape, means[0].dtype) == ((3, 7), np.dtype(dtype))
         np.testing.assert_allclose(means[0], vectors.mean(axis=0), rtol=1e-5, atol=1e-7)
+        assert means[0].tobytes() == (sum(vectors) / n).tobytes()  # added in rank order
     assert keys_of(r) == []
 
 
@@ -205,11 +206,11 @@ def test_a_part_deleted_by_who_saw_a_new_world_means_a_new_world(r: redis.Redis)
 def test_a_message_of_an_old_generation_is_not_read(
     r: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = AllReduce(r, "old", 1, 2, generation=5, timeout_s=0.1)
+    late = AllReduce(r, "old", 1, 2, generation=5, timeout_s=0.5)
     monkeypatch.setattr(late, "abandon", lambda: None)  # it is killed, or paused again
     with pytest.raises(WorkerTimeout):
         late.mean(np.full(3, 1e9))
-    assert keys_of(r) != []
+    assert [r.persist(key) for key in keys_of(r)] == [1, 1]  # however slow this test is
     links = [AllReduce(r, "old", i, 2, generation=6) for i in range(2)]
     means = together(2, lambda i: links[i].mean(np.full(3, float(i))))
     assert [mean.tolist() for mean in means] == [[0.5] * 3] * 2
@@ -442,7 +443,17 @@ def other_alone(params: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np
 def test_who_was_thought_dead_does_not_bring_its_state_back(
     r: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leases = "dt:{thought}:leases"
+    leases, mine = "dt:{thought}:leases", list[dt.Lease]()
+
+    class Lease(dt.Lease):
+        def __enter__(self) -> dt.Lease:
+            mine.extend([self] if self.worker == "0" else [])
+            return super().__enter__()
+
+    def is_back() -> bool:
+        """Say whether both are in the newest world, and rank 0 knows of it."""
+        (id, fields), *_ = r.xrevrange("dt:{thought}:world", count=1)
+        return b"\n" in fields[b"world"] and mine[0].generation == int(id.split(b"-")[0])
 
     def expel(link: AllReduce) -> None:  # rank 1 has applied the round, and its lease ends
         done[1].wait(10)
@@ -451,13 +462,14 @@ def test_who_was_thought_dead_does_not_bring_its_state_back(
 
     done = [threading.Event(), threading.Event()]
     interrupt(monkeypatch, 12, expel)  # two rounds to catch up, then steps 1 to 10
+    monkeypatch.setattr(dt, "Lease", Lease)
 
     def work(rank: int) -> dt.Result:
         def note(step: int, params: Any) -> None:
             if step == 10:
                 done[rank].set()
             if rank == 0 and step == 10:  # done again, alone; now the other one comes back
-                servers.wait_until(lambda: r.zcard(leases) == 2, what="rank 1 is back")
+                servers.wait_until(is_back, what="rank 1 is back")
 
         options = {"lr": 0.05, "steps": 15, "world_size": 2, "lease_s": 1, "timeout_s": 15}
         return dt.train(r, "thought", rank, start(), other_alone, share, on_round=note, **options)
@@ -523,6 +535,24 @@ def test_while_a_job_runs_all_its_keys_have_a_ttl(r: redis.Redis) -> None:
     assert_one_result(together(2, work), steps=3)
     assert len(seen) > 3
     assert all(0 < ttl <= 36_000 for ttl in seen.values() if ttl != -2), seen  # -2: just deleted
+
+
+def test_a_message_that_is_cut_off_does_not_stay(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that are not in a MULTI may end anywhere: here before the last one, the TTL."""
+    plain = redis.client.Pipeline._execute_pipeline
+
+    def cut(self: Any, connection: Any, commands: Any, *args: Any) -> None:
+        plain(self, connection, commands[:-1], *args)
+        raise redis.ConnectionError("cut off")
+
+    monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", cut)
+    link = AllReduce(r, "cut", 0, 2, timeout_s=0.2)
+    monkeypatch.setattr(link, "abandon", lambda: None)  # it is killed
+    with pytest.raises((WorkerTimeout, redis.ConnectionError)):
+        link.mean(np.ones(4))
+    assert -1 not in [r.pttl(key) for key in keys_of(r)]
 
 
 # --- Processes, kill -9, SIGSTOP ------------------------------------------------------------------

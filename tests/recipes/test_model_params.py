@@ -535,6 +535,28 @@ def test_late_unlink_harms_nothing(r: redis.Redis, monkeypatch: pytest.MonkeyPat
     assert len(blob_keys(r)) == 8
 
 
+def test_chunks_that_another_save_brought_back(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save has found its chunks stored; they are pruned, and stored again by another save."""
+    store, other = ParamStore(r, "m"), ParamStore(r, "m")
+    store.save(model(seed=1))
+    store.save(model(seed=2))
+    send, theirs = ParamStore._send, []
+
+    def send_then_others(self: ParamStore, chunks: Any) -> int:
+        sent = send(self, chunks)
+        if self is store and not theirs:
+            other.prune(keep=1)
+            theirs.append(other.save(model(seed=1)))
+        return sent
+
+    monkeypatch.setattr(ParamStore, "_send", send_then_others)
+    mine = store.save(model(seed=1))
+    assert [*theirs, mine] == [3, 4]
+    assert same(store.load(3), model(seed=1)) and same(store.load(4), model(seed=1))
+
+
 def test_save_that_takes_too_long_is_refused(
     r: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -800,6 +822,9 @@ def test_history_is_bounded(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> 
     for i in range(30):
         store.promote(1 + i % 2)
     assert r.xlen("{params:m}:history:production") == 10
+    for _ in range(12):
+        store.save(model(seed=1))
+    assert r.xlen("{params:m}:history:latest") == 10
 
 
 # --- Corrupt and hostile bytes -------------------------------------------------------------------

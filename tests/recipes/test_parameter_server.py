@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -211,6 +212,22 @@ def test_all_keys_have_a_ttl(r: redis.Redis) -> None:
     )
     assert len(seen) >= 5
     assert all(0 < ttl <= 60_000 for ttl in seen.values() if ttl != -2), seen
+
+
+def test_a_version_that_is_cut_off_does_not_stay(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that are not in a MULTI may end anywhere: here before the second one, the TTL."""
+    plain = redis.client.Pipeline._execute_pipeline
+
+    def cut(self: Any, connection: Any, commands: Any, *args: Any) -> None:
+        plain(self, connection, commands[:1], *args)
+        raise redis.ConnectionError("cut off")
+
+    monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", cut)
+    with contextlib.suppress(redis.ConnectionError):
+        ps._publish(r, "cut", START, ps.Version(0, "0-0", {}), 60)
+    assert keys_of(r) and -1 not in [r.pttl(key) for key in keys_of(r)]
 
 
 @settings(

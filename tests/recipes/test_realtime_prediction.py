@@ -606,6 +606,11 @@ def test_a_frozen_server_does_not_break_the_budget(server_kind: str) -> None:
                 assert {a.source for a in answers} <= {"cached features", "default"}
                 down = await answer_until(predictor, lambda a: a[0].reason == "circuit open")
                 assert down[0].score == 2.0
+                begin = time.monotonic()
+                while time.monotonic() < begin + 1.5:  # some probes; they must not pile up
+                    await predictor(1)
+                    await asyncio.sleep(0.01)  # load: requests that keep coming
+                await answer_until(predictor, lambda a: a[0].source == "cached features", 5)
                 server.wake()
                 await answer_until(predictor, lambda a: a[0].source == "model")
 

@@ -307,6 +307,7 @@ def killed_writer(r: redis.Redis, url: str) -> set[bytes]:
     )
     try:
         assert child.stdout is not None and child.stdout.readline() == b"staged\n"
+        child.kill()
     finally:
         child.kill()
         child.communicate()
@@ -395,6 +396,18 @@ def test_append_is_all_or_nothing(r: redis.Redis) -> None:
     assert len(keys_of(r, "a")) == 1 + len(manifest.chunks)
     with pytest.raises(DataError, match="no data set"):
         append(r, "absent", numbers(5))
+
+
+def test_append_keeps_the_old_rows_that_were_set_to_expire(r: redis.Redis) -> None:
+    manifest = write(r, "e", numbers(1000))
+    for key, _, _ in manifest.chunks:  # so a failover that undoes a replacement leaves them
+        r.expire(key, 1000)
+    append(r, "e", numbers(40))
+    assert {r.ttl(key) for key in keys_of(r, "e")} == {-1}
+    r.delete(manifest.chunks[0][0])
+    with pytest.raises(DataError, match="are gone"):
+        append(r, "e", numbers(40))
+    assert Dataset(r, "e").manifest.rows == 1040
 
 
 def test_two_appends_both_count(r: redis.Redis) -> None:
