@@ -19,7 +19,7 @@ from pathlib import Path
 import redis
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
-INK = "#808a94"  # readable on white and on black
+INK = "#59636e"  # on white; docs/assets/cookbook.css turns plots around where it is dark
 FILL = "#4c8dd6"
 HIGHLIGHT = "#d6604c"
 
@@ -119,41 +119,34 @@ class Benchmark:
         """Add a bar chart on a logarithmic axis."""
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(figsize=(7, 0.45 * len(values) + 0.9))
+        figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(values) + 0.7))
         colors = [HIGHLIGHT if label == against else FILL for label in values]
-        bars = axes.barh(list(values), list(values.values()), color=colors)
+        bars = axes.barh(range(len(values)), list(values.values()), height=0.4, color=colors)
         axes.bar_label(bars, [_short(v) for v in values.values()], padding=3, color=INK)
+        for y, label in enumerate(values):  # above its bar: readable on a narrow screen too
+            text = axes.text(0.01, y - 0.22, label, va="bottom", color=INK)
+            text.set_transform(axes.get_yaxis_transform())
+        axes.set_yticks([])
+        axes.set_ylim(len(values) - 0.7, -0.75)
         axes.set_xscale("log")
-        axes.set_xlim(right=max(values.values()) * 3)
+        axes.set_xlim(min(values.values()) / 3, max(values.values()) * 3)
         axes.set_xlabel(xlabel)
-        axes.invert_yaxis()
         self.plot(section, figure)
 
     def plot(self, section: str, figure: object) -> None:
         """Store a matplotlib figure as docs/benchmarks/<name>-<section>.svg, and show it."""
-        import matplotlib
-        import matplotlib.pyplot as plt
-        from matplotlib.figure import Figure
-
-        assert isinstance(figure, Figure)
-        for axes in figure.axes:
-            axes.tick_params(colors=INK, which="both")
-            for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-                text.set_color(INK)
-            for spine in axes.spines.values():
-                spine.set_color(INK)
         file = FOLDER / f"{self.name}-{section}.svg"
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "cookbook"}):
-            figure.savefig(file, transparent=True, bbox_inches="tight", metadata={"Date": None})
-        plt.close(figure)
+        store(figure, file)
         self._parts.append(f"![{section}: the figures above as a plot]({file.name})\n")
 
     def write(self) -> None:
-        """Store the page docs/benchmarks/<name>.md."""
+        """Store the page docs/benchmarks/<name>.md, and that of all recipes anew."""
+        from benchmarks import overview
+
         FOLDER.mkdir(parents=True, exist_ok=True)
         repeat = f"To repeat it: `python -m benchmarks.bench_{self.name}`.\n"
         (FOLDER / f"{self.name}.md").write_text("\n".join([*self._parts, repeat]))
+        overview.main()
 
     def _add(self, section: str, text: str) -> None:
         self._parts.append(
@@ -163,6 +156,32 @@ class Benchmark:
     def _progress(self, text: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def store(figure: object, file: Path, description: str | None = None) -> None:
+    """Write a matplotlib figure as SVG in the colours of all plots, on a transparent ground."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    assert isinstance(figure, Figure)
+    for axes in figure.axes:
+        axes.tick_params(colors=INK, which="both")
+        legend = axes.get_legend()
+        for text in (
+            axes.xaxis.label,
+            axes.yaxis.label,
+            axes.title,
+            *(legend.texts if legend else ()),
+        ):
+            text.set_color(INK)
+        for spine in axes.spines.values():
+            spine.set_color(INK)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None, "Description": description}
+    with matplotlib.rc_context({"svg.hashsalt": "cookbook"}):
+        figure.savefig(file, transparent=True, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
 
 
 def machine(r: redis.Redis | None = None) -> str:

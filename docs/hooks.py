@@ -50,12 +50,19 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         {"Home": "index.md"},
         {"Which recipe?": "choosing.md"},
+        {"Glossary": "glossary.md"},
         *(
             {chapter: [{title(name): f"recipes/{name}.md"} for name in names]}
             for chapter, names in chapters.items()
         ),
         {"Notebooks": [{title(name): f"notebooks/{name}.ipynb"} for name in every]},
-        {"Benchmarks": [{title(name): f"benchmarks/{name}.md"} for name in every]},
+        {"What was tested": "guarantees.md"},
+        {
+            "Benchmarks": [
+                {"All recipes": "benchmarks/index.md"},
+                *({title(name): f"benchmarks/{name}.md"} for name in every),
+            ]
+        },
     ]
     return config
 

@@ -24,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         help=f"comma-separated, of {', '.join(KINDS)}; default: all that are installed",
     )
+    parser.addoption(
+        "--guarantees",
+        metavar="FILE",
+        help="record what the tests use; tests/guarantees.json: and write docs/guarantees.md",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
         command = ["sh", "-c", 'read -r _; rm -rf "$0"', folder]
         guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         config.add_cleanup(guard.communicate)
+    if file := config.getoption("--guarantees"):
+        from tests.guarantees import Recorder
+
+        if missing := set(KINDS) - set(chosen_kinds(config)):
+            raise pytest.UsageError(f"--guarantees wants every server; not {', '.join(missing)}")
+        config.pluginmanager.register(Recorder(config, file))
 
 
 def chosen_kinds(config: pytest.Config) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from recipes import GuardedServer, embedded_binary, free_port
 VOLATILE = ("--save", "", "--appendonly", "no")
 FAST_REPLICATION = ("--repl-diskless-sync-delay", "0")
 
+used: set[str] = set()  # kinds and topologies that were started; tests/guarantees.py reads it
+
 
 class MissingServer(Exception):
     """The binary of a server is not installed."""
@@ -38,7 +40,7 @@ def binary(kind: str) -> Path:
     return Path(found)
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 20.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0, what: str = "") -> None:
     """Poll until `condition()` is true; connection errors count as false."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -78,6 +80,7 @@ class Server(GuardedServer):
 @contextlib.contextmanager
 def lone(kind: str = "valkey", *options: str) -> Iterator[Server]:
     """A lone server; without options it keeps nothing on disk."""
+    used.add(kind)
     server = Server(binary(kind), *(options or VOLATILE))
     try:
         wait_until(server.client().ping, what="the server answers")
@@ -123,6 +126,7 @@ def cluster(
     kind: str = "valkey", *options: str, primaries: int = 3, replicas: int = 0
 ) -> Iterator[Cluster]:
     """A Redis Cluster that covers all slots; `replicas` in all, spread over the primaries."""
+    used.add("cluster")
     with contextlib.ExitStack() as stack:
         options = (
             *(options or VOLATILE), *FAST_REPLICATION,
@@ -173,6 +177,7 @@ def sentinel(
     service: str = "main",
 ) -> Iterator[tuple[Server, list[Server], list[Server]]]:
     """A primary, its replicas, and the Sentinels that watch them (down-after 1000 ms, quorum 2)."""
+    used.add("sentinel")
     with contextlib.ExitStack() as stack:
         primary, followers = stack.enter_context(replicated(kind, *options, replicas=replicas))
         watchers = []

@@ -180,6 +180,27 @@ def test_lost_replies_in_pipelines_and_transactions(url: str) -> None:
 
 
 @pytest.mark.real_redis
+def test_a_connection_that_breaks_while_sending_is_an_unknown_outcome(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes when the last byte has gone: the server may have executed it."""
+    plain = redis.connection.AbstractConnection.send_packed_command
+
+    def breaks(self: Any, command: Any, check_health: bool = True) -> None:
+        plain(self, command, check_health=check_health)
+        if any(b"INCR" in part for part in command):
+            self.read_response()
+            self.disconnect()
+            raise redis.ConnectionError("broken pipe")
+
+    monkeypatch.setattr(redis.connection.AbstractConnection, "send_packed_command", breaks)
+    r = connect(url)
+    with pytest.raises(OutcomeUnknown, match="INCR"):
+        r.incr("n")
+    assert r.get("n") == b"1"
+
+
+@pytest.mark.real_redis
 def test_a_pipeline_that_is_refused_half_way_is_not_repeated(url: str) -> None:
     r: Any = connect(url)
     refusal = redis.ReadOnlyError("READONLY You can't write against a read only replica.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -953,6 +955,15 @@ def test_of_a_cluster_each_primary_is_backed_up_alone(
         client.config_set("repl-diskless-sync-delay", 0)
         total += backup(client, tmp_path / str(node.port)).keys or 0
     assert total == 300
+
+
+@pytest.mark.parametrize("head", [b"$EOF:" + b"m" * 40, b"$100"])
+def test_a_snapshot_that_ends_too_early_is_an_error(head: bytes) -> None:
+    r = mock.Mock()
+    sock = r.connection_pool.get_connection.return_value._sock
+    sock.makefile.return_value = io.BytesIO(b"\n" + head + b"\r\nREDIS0011")
+    with pytest.raises(ValueError, match="closed the connection in the middle"):
+        persistence._receive(r, io.BytesIO(), 1, None)
 
 
 @real_redis

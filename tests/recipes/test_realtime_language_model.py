@@ -313,11 +313,15 @@ def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.real_redis
 def test_writers_killed_at_random_leave_a_valid_model(r: redis.Redis, url: str) -> None:
     model = LanguageModel(r, next(names))
+
+    def calls() -> int:
+        return int(r.info("commandstats").get("cmdstat_eval", {}).get("calls", 0))
+
     for _ in range(3):
-        before = r.info("commandstats").get("cmdstat_eval", {}).get("calls", 0)
+        before = calls()
         with process(WRITER, url, model.name) as one, process(WRITER, url, model.name) as two:
             servers.wait_until(
-                lambda start=before: r.info("commandstats")["cmdstat_eval"]["calls"] > start + 20,  # type: ignore[misc]
+                lambda start=before: calls() > start + 20,  # type: ignore[misc]
                 what="the writers write",
             )
             os.kill(one.pid, signal.SIGKILL)
@@ -370,6 +374,27 @@ def test_a_reader_beside_a_writer_sees_whole_updates(r: redis.Redis) -> None:
         finally:
             over.set()
         writing.result()
+
+
+def test_nobody_writes_between_two_reads(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between commands that are not in a MULTI others may come: here a writer, each time."""
+    texts = texts_of(4, many=8, longest=50)
+    model = learned(r, texts)
+    writer = LanguageModel(clients_of(r), model.name)
+    plain = redis.client.Pipeline._execute_pipeline
+
+    def overtaken(self: Any, connection: Any, commands: Any, *args: Any) -> list[Any]:
+        replies = []
+        for command in commands:
+            replies += plain(self, connection, [command], *args)
+            writer.learn(token for text in texts for token in text)
+        return replies
+
+    monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", overtaken)
+    words = {recipe._id(token) for text in texts for token in text}
+    after = (b"w1", b"w0")
+    snapshot = recipe.Snapshot(model, dict.fromkeys(recipe._suffixes(after), words))
+    assert sum(snapshot.probability(after, word) for word in words) == pytest.approx(1, abs=1e-9)
 
 
 def test_what_was_just_learned_is_predicted_next(r: redis.Redis) -> None:
@@ -458,6 +483,16 @@ def test_prune_leaves_the_model_of_the_rest(r: redis.Redis, order: int) -> None:
     model.learn(texts[0])
     model.prune(10**9)
     assert set(state(r, model.name)) <= {b"counts"}
+
+
+def test_a_long_token_is_stored_once(r: redis.Redis) -> None:
+    long = "x" * 1000
+    model = learned(r, [[f"w{i}", long, f"v{i}"] for i in range(20)])
+    assert r.hvals(model.key("long").decode()) == [long.encode()]
+    contexts = list(r.scan_iter(f"{{{model.name}}}:[123]:*"))
+    assert max(map(len, contexts)) < 100
+    assert max(len(token) for key in contexts for token, _ in r.zscan_iter(key)) <= recipe.LONGEST
+    assert model.next_tokens(["w1"], 1)[0][0] == long
 
 
 @pytest.mark.real_redis

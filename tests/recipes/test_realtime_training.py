@@ -198,7 +198,7 @@ def test_killed_at_random_points_the_weights_are_equal_to_the_bit(r: redis.Redis
     emit(r, "s", events)
     rng = random.Random(7)
     for kill in range(3):
-        process = start_trainer(url, lease_s=0.3)
+        process = start_trainer(url, lease_s=1)
         try:
             target = (kill + 1) * 1000 + rng.randrange(500)
             wait_until(lambda t=target: r.xlen("s") <= len(events) - t, what="some are learned")  # type: ignore[misc]
@@ -206,7 +206,7 @@ def test_killed_at_random_points_the_weights_are_equal_to_the_bit(r: redis.Redis
         finally:
             end(process)
     assert 0 < r.xlen("s") < len(events)
-    process = start_trainer(url, lease_s=0.3)
+    process = start_trainer(url, lease_s=10)  # a slow machine must not cost it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert r.xlen("s") == 0
@@ -246,6 +246,11 @@ def test_of_two_trainers_one_works_and_the_other_is_refused(r: redis.Redis) -> N
         thread.join(20)
     assert second.run(idle_s=0, wait_s=5).events == 0
     assert r.exists("{m}:lease") == 0
+
+
+def test_a_trainer_killed_before_its_first_commit_holds_the_lease_no_longer(r: redis.Redis) -> None:
+    with OnlineTrainer(r, "m", "s", lease_s=5)._leased(0):
+        assert 0 < r.pttl("{m}:lease") <= 5000
 
 
 def test_a_trainer_that_lost_its_lease_can_run_again(
