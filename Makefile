@@ -8,6 +8,12 @@ run: .venv/ready      ## run every recipe on an embedded server
 test: .venv/ready     ## run every test on every server that is installed
 	$(BIN)/python -m pytest -n 2
 
+coverage: .venv/ready ## which branches of the recipes no test takes
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing tests/recipes tests/test_contract.py
+
+mutants: .venv/ready  ## break each guarantee of the recipes, to see a test fail
+	$(BIN)/python -m tests.mutants $(RECIPE)
+
 bench: .venv/ready    ## measure again; writes docs/benchmarks (RECIPE=name: only one)
 	$(BIN)/python -m benchmarks $(RECIPE)
 
@@ -29,4 +35,4 @@ lint: .venv/ready     ## ruff everywhere, mypy --strict over the recipes
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: run test bench peers site lab lint
+.PHONY: run test coverage mutants bench peers site lab lint

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import fakeredis
 import pytest
@@ -130,6 +132,40 @@ def cluster(_cluster_servers: servers.Cluster) -> Iterator[redis.RedisCluster]:
         for node in _cluster_servers.primaries:
             with node.client() as node_client:
                 remove_all(node_client)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as readers get it, built once a run, in a sub-folder of what a server serves."""
+    import fcntl
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
+    built = folder / "site" / "cookbook"
+    with (folder / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            build_site(built)
+    return built
+
+
+def build_site(folder: Path) -> None:
+    unfinished = folder.with_name("unfinished")
+    command = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(unfinished)]
+    build = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=Path(__file__).parent.parent,
+        env={
+            **os.environ,
+            "NO_MKDOCS_2_WARNING": "1",
+            "SITE_URL": f"http://127.0.0.1/{folder.name}/",  # only the path counts: for 404.html
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    unfinished.rename(folder)
 
 
 def remove_all(client: redis.Redis) -> None:

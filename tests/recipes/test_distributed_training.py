@@ -537,6 +537,18 @@ def test_while_a_job_runs_all_its_keys_have_a_ttl(r: redis.Redis) -> None:
     assert all(0 < ttl <= 36_000 for ttl in seen.values() if ttl != -2), seen  # -2: just deleted
 
 
+@pytest.mark.parametrize(("rank", "job"), [(2, "j"), (-1, "j"), (0, "{j}")])
+def test_bad_arguments_are_refused(r: redis.Redis, rank: int, job: str) -> None:
+    with pytest.raises(ValueError):
+        AllReduce(r, job, rank, 2)
+
+
+@pytest.mark.parametrize("places", [[3, 1], [1, 1], [1, 4]])
+def test_places_that_are_not_in_order_are_refused(r: redis.Redis, places: list[int]) -> None:
+    with pytest.raises(TrainingError, match="not in order"):
+        AllReduce(r, "places", 0, 1).sparse_mean(np.ones(2), np.array(places), 4)
+
+
 def test_a_message_that_is_cut_off_does_not_stay(
     r: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

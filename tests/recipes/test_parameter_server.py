@@ -214,6 +214,17 @@ def test_all_keys_have_a_ttl(r: redis.Redis) -> None:
     assert all(0 < ttl <= 60_000 for ttl in seen.values() if ttl != -2), seen
 
 
+def test_what_has_expired_is_said(r: redis.Redis) -> None:
+    ps._publish(r, "gone", START, ps.Version(0, "0-0", {}), 60)
+    ps.delete(r, "ps:gone:params:0", START)
+    with pytest.raises(ServerError, match="use another name"):
+        serve(r, "gone", START, lr=1, **QUICK)
+    ps.update(r, "lost", "enter", "w", 0, 60, 60)
+    ps.update(r, "lost", "push", "w", 1, 60, 60)
+    with pytest.raises(ServerError, match="make ttl_s longer"):
+        serve(r, "lost", START, lr=1, **QUICK)
+
+
 def test_a_version_that_is_cut_off_does_not_stay(
     r: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

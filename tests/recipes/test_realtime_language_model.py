@@ -380,14 +380,14 @@ def test_nobody_writes_between_two_reads(r: redis.Redis, monkeypatch: pytest.Mon
     """Between commands that are not in a MULTI others may come: here a writer, each time."""
     texts = texts_of(4, many=8, longest=50)
     model = learned(r, texts)
-    writer = LanguageModel(clients_of(r), model.name)
+    writer, fresh = LanguageModel(clients_of(r), model.name), (f"new{i}" for i in range(999))
     plain = redis.client.Pipeline._execute_pipeline
 
     def overtaken(self: Any, connection: Any, commands: Any, *args: Any) -> list[Any]:
         replies = []
         for command in commands:
             replies += plain(self, connection, [command], *args)
-            writer.learn(token for text in texts for token in text)
+            writer.learn(["w1", "w0", next(fresh)])
         return replies
 
     monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", overtaken)

@@ -418,6 +418,14 @@ def test_malformed_events_go_to_the_dead_letters_and_stop_nothing(r: redis.Redis
     assert metrics(r, "m")[-1].dead == len(MALFORMED)
 
 
+def test_dead_letters_are_bounded(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rt, "KEPT_DEAD", 10)
+    for _ in range(30):
+        r.xadd("s", {"x": "no JSON", "y": "1"})
+    assert OnlineTrainer(r, "m", "s").run(idle_s=0).dead == 30
+    assert r.xlen("{m}:dead") == 10
+
+
 @pytest.mark.parametrize(
     "event", [({"a": float("nan")}, 1), ({"a": None}, 1), ({"a": [1]}, 0), ({"a": 1.0}, 2)]
 )
@@ -481,6 +489,27 @@ def test_a_reader_never_sees_a_mixture_of_two_commits(r: redis.Redis) -> None:
         assert learner.state() == snapshots[reader.commit]
         seen += 1
     thread.join()
+
+
+def test_nobody_commits_between_two_reads(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between commands that are not in a MULTI others may come: here a commit."""
+    emit(r, "s", EVENTS[:128])
+    trainer = OnlineTrainer(r, "m", "s", block=64)
+    trainer.run(64, idle_s=0)
+    plain = redis.client.Pipeline._execute_pipeline
+
+    def overtaken(self: Any, connection: Any, commands: Any, *args: Any) -> list[Any]:
+        monkeypatch.undo()
+        first = plain(self, connection, commands[:1], *args)
+        trainer.run(64, idle_s=0)
+        return [*first, *plain(self, connection, commands[1:], *args)]
+
+    monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", overtaken)
+    reader = ModelReader(r, "m")
+    reader.reload()
+    expected = learned_without_redis(EVENTS[: 64 * reader.commit])
+    reader.learner._changed = {int.from_bytes(k, "little") for k in expected}
+    assert reader.learner.state() == expected
 
 
 @pytest.mark.parametrize(
