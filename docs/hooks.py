@@ -135,7 +135,8 @@ def split(page: Page) -> tuple[str, str]:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:
     """Say what search engines, previews of links and our own search read."""
     folder, name = split(page)
-    page.meta.setdefault("description", (name and ABOUT[folder] + promise(name)) or first(markdown))
+    about = (name and ABOUT[folder] + promise(name)) or first(markdown)
+    page.meta.setdefault("description", about or config.site_description)
     page.meta.setdefault("search", {"boost": 2 if folder == "recipes" else 0.5})
     if folder == "recipes":
         page.meta["tags"] = list(SEARCH_WORDS.get(name, ()))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.contract import HOUSE_RULES, ROOT, RULES, runs, stems
+from tests.contract import HOUSE_RULES, ROOT, RULES, Recipe, runs, stems
+from tests.contract.house import CAPSTONE
+from tests.contract.notebook import OPENING
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -21,6 +23,16 @@ def test_recipe(stem: str, rule: str) -> None:
 def test_house(rule: str) -> None:
     problems = HOUSE_RULES[rule](ROOT)
     assert not problems, "\n".join(["", *problems])
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name.startswith(("notebook_", "no_"))])
+def test_notebook_of_all_recipes(rule: str) -> None:
+    problems = RULES[rule](ROOT, CAPSTONE)
+    assert not problems, "\n".join(["", *problems])
+
+
+def test_notebook_of_all_recipes_opens_as_the_others() -> None:
+    assert Recipe(ROOT, CAPSTONE).code_cells[0].source.strip() == OPENING
 
 
 @pytest.mark.parametrize("stem", stems(ROOT))
