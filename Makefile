@@ -6,7 +6,7 @@ run: .venv/ready      ## run every recipe on an embedded server
 	$(BIN)/python -m recipes $(RECIPE)
 
 test: .venv/ready     ## run every test on every server that is installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 coverage: .venv/ready ## which branches of the recipes no test takes
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing tests/recipes tests/test_contract.py
