@@ -105,9 +105,10 @@ def _repeat(send: Callable[[], Any], commands: Any, r: Any, whole: bool = True) 
 
     `r`: the client, or None: once, as another connection would not be watching.
     """
-    safe = all(
-        is_idempotent(*c) or str(c[0]).upper() in getattr(r, "retry_also", ()) for c in commands
-    )
+    if len(commands) == 1 and _word(commands[0][0]) in ("WAIT", "WAITAOF"):
+        r = None  # alone on another connection it would answer for no write at all
+    also = getattr(r, "retry_also", ())
+    safe = all(is_idempotent(*c) or str(c[0]).upper() in also for c in commands)
     deadline = time.monotonic() + getattr(r, "retry_s", 0.0)
     pauses = backoff.DecorrelatedJitterBackoff(cap=1.0, base=0.01)  # seconds; they grow
     while True:
@@ -300,8 +301,7 @@ def connect(
     base: Any = given.pop("connection_class", redis.Connection)
     once = retry.Retry(backoff.NoBackoff(), 0)
     usual = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": once}
-    of_tcp = {"socket_keepalive": True} if found else {}
-    options = usual | of_tcp | given | options
+    options = usual | ({"socket_keepalive": True} if found else {}) | given | options
     options["connection_class"] = _link(base, of_sentinel=kind == "sentinel")
     rides, client = _Rides(), cast(Any, None)
     rides.retry_s, rides.retry_also = retry_s, frozenset(map(str.upper, retry_also))

@@ -1238,6 +1238,13 @@ MUTANTS: dict[str, list[Mutant]] = {
             "valkey",
         ),
         Mutant(
+            "WAIT by itself is never repeated",
+            'in ("WAIT", "WAITAOF"):',
+            "in ():",
+            "test_wait_alone_is_not_repeated",
+            "valkey",
+        ),
+        Mutant(
             "confirmed() wants keys of one slot",
             "if self.r.determine_slot(*args) != self.r.keyslot(self.key):",
             "if False:",

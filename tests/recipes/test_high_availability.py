@@ -156,6 +156,15 @@ def test_a_lost_reply_does_not_count_twice(r: redis.Redis) -> None:
     assert careful.incr("counter") == 2  # the client goes on
 
 
+@pytest.mark.real_redis
+def test_wait_alone_is_not_repeated(r: redis.Redis) -> None:
+    careful = lossy(r, "WAIT")  # a new connection has written nothing, and would be told so
+    with pytest.raises(Unavailable):
+        careful.wait(0, 100)
+    assert careful.wait(0, 100) == 0
+    assert careful.pipeline(transaction=False).set("k", 1).wait(0, 100).execute() == [True, 0]
+
+
 def test_not_a_connection_error_that_loops_catch() -> None:
     assert not issubclass(OutcomeUnknown, redis.ConnectionError | redis.TimeoutError)
     assert issubclass(Unavailable, redis.ConnectionError)
