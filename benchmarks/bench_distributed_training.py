@@ -160,7 +160,7 @@ def main() -> None:
             f"processes-{world}",
             f"The mean of 1,000,000 float32 over {world} processes",
             {name: partial(group) for name, group in groups.items()},
-            against=against, unit="means", amount=STEPS, repeats=7,
+            against=against, unit="means", amount=STEPS, repeats=15,
         )  # fmt: skip
         for group in groups.values():
             group.stop()

@@ -248,14 +248,38 @@ def test_a_message_that_came_twice_counts_once(
         assert [mean.tolist() for mean in means] == [[1.0 + k, 2 + k, 3 + k, 4 + k]] * 3
 
 
-def test_bytes_per_step_are_as_the_header_says(r: redis.Redis) -> None:
-    n, size = 4, 10_000
+@pytest.mark.parametrize("n", [2, 4])
+def test_bytes_per_step_are_as_the_header_says(r: redis.Redis, n: int) -> None:
+    size = 10_000
     reducers = [AllReduce(r, "bytes", i, n) for i in range(n)]
     together(n, lambda i: reducers[i].mean(np.ones(size)))
     formula = 2 * 8 * size * (n - 1) / n
     for reducer in reducers:
         assert formula <= reducer.bytes_sent <= formula + 6 * dt.HEAD.size
         assert reducer.bytes_received == reducer.bytes_sent
+
+
+def test_two_workers_need_four_round_trips(r: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    trips: list[Any] = []
+
+    def count(owner: type, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                trips.append(args[:1] or "pipeline")
+            return plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(AllReduce(r, "trips", 1, 2).mean, np.ones(9))
+        servers.wait_until(lambda: r.exists("dt:{trips:0:0:0}"), what="rank 1 has sent")
+        count(type(r), "execute_command")
+        count(type(r.pipeline()), "execute")
+        mean = AllReduce(r, "trips", 0, 2).mean(np.zeros(9))
+        assert len(trips) == 4, trips
+        assert mean.tolist() == other.result().tolist() == [0.5] * 9
 
 
 # --- train ----------------------------------------------------------------------------------------
