@@ -86,8 +86,9 @@ def test_sentinels_fail_over(server_kind: str) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_leaves_no_server_and_no_folder(server_kind: str, ending: int) -> None:
-    program = (
-        "import sys, time; from tests import servers\n"
+    program = (  # a run in the background of a shell inherits that SIGINT is ignored
+        "import signal, time; from tests import servers\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"s = servers.Server(servers.binary({server_kind!r}), *servers.VOLATILE)\n"
         "print(s.pid, s.folder, flush=True); time.sleep(600)"
     )
