@@ -31,6 +31,7 @@ lint: .venv/ready     ## ruff everywhere, mypy --strict over the recipes
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
+	@echo "Installing requirements.txt into .venv (1.1 GB, once; a minute or more) ..."
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@

@@ -265,9 +265,8 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     if drifted and arguments == ["--write"]:
         (root / PAGE).write_text(page(root), encoding="utf-8")
     if drifted:
-        print(
-            f"{PAGE}: {'written' if arguments else 'drifted: python -m tests.guarantees --write'}"
-        )
+        how = "drifted: .venv/bin/python -m tests.guarantees --write"
+        print(f"{PAGE}: {'written' if arguments else how}")
     return int(drifted and arguments != ["--write"])
 
 

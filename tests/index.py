@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.contract import ROOT, Recipe, chapters, stems
 
+COMMAND = ".venv/bin/python -m tests.index --write"
 PAGES = ("README.md", "docs/index.md", "docs/choosing.md")
 MARKED = re.compile(r"(<!-- recipes:start -->\n).*?(<!-- recipes:end -->)", re.DOTALL)
 
@@ -46,7 +47,7 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     for page in drifted:
         if arguments == ["--write"]:
             (root / page).write_text(with_index(root, page), encoding="utf-8")
-        print(f"{page}: {'written' if arguments else 'has drifted: python -m tests.index --write'}")
+        print(f"{page}: {'written' if arguments else f'has drifted: {COMMAND}'}")
     return int(bool(drifted) and arguments != ["--write"])
 
 

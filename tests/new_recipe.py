@@ -1,7 +1,7 @@
 """Start a recipe: `python -m tests.new_recipe NAME [--title "A Title"]` writes all its files.
 
 What they hold works and is small: numbers that several processes record, and their mean. Put your
-own in its place; `python -m tests.contract NAME` says what is missing.
+own in its place; `.venv/bin/python -m tests.contract NAME` says what is missing.
 """
 
 from __future__ import annotations
@@ -388,11 +388,13 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     print(
         f"""
 Next: name {chosen.name} in a chapter of CHAPTERS in docs/hooks.py, write your recipe, then
-    python -m pytest tests/recipes/test_{chosen.name}.py
-    python -m benchmarks.bench_{chosen.name}
-    jupyter nbconvert --to notebook --execute --inplace notebooks/{chosen.name}.ipynb
-    python -m tests.contract {chosen.name}      (what is missing)
-    python -m tests.index --write"""
+    .venv/bin/python -m pytest tests/recipes/test_{chosen.name}.py
+    .venv/bin/python -m tests.contract --write-expected {chosen.name}
+    .venv/bin/python -m benchmarks.bench_{chosen.name}
+    .venv/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/{chosen.name}.ipynb
+    .venv/bin/python -m tests.contract {chosen.name}      (what is missing)
+    .venv/bin/python -m tests.index --write
+CONTRIBUTING.md names its places on the pages and in the tests about all recipes."""
     )
     return 0
 

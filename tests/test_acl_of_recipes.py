@@ -3,7 +3,7 @@
 What a recipe uses is seen by a real server: commands in INFO commandstats, keys and channels in
 MONITOR, whose commands COMMAND GETKEYSANDFLAGS takes apart. After a change of a recipe:
 
-    python -m tests.test_acl_of_recipes --write [RECIPE ...]
+    .venv/bin/python -m tests.test_acl_of_recipes --write [RECIPE ...]
 """
 
 from __future__ import annotations
@@ -517,9 +517,11 @@ def server(server_kind: str) -> Iterator[servers.Server]:
 
 # --- The tests ------------------------------------------------------------------------------------
 
+WRITE = ".venv/bin/python -m tests.test_acl_of_recipes --write"
+MEASURE = ".venv/bin/python -m benchmarks.bench_security"
 ADD = (
     "Add how {0} is used to DRIVERS in tests/test_acl_of_recipes.py (its demo, and what the demo "
-    "leaves out), then: python -m tests.test_acl_of_recipes --write {0}"
+    "leaves out), then: " + WRITE + " {0}"
 )
 
 
@@ -533,6 +535,7 @@ def test_every_recipe_has_an_entry() -> None:
 @pytest.mark.parametrize("stem", stems(ROOT))
 def test_every_command_of_a_script_is_in_the_entry(stem: str) -> None:
     """Also of branches that no run here takes, such as the recovery of something rare."""
+    assert stem in security.NEEDS, ADD.format(stem)
     text = (ROOT / "recipes" / f"{stem}.py").read_text(encoding="utf-8")
     named = {name.lower() for name in re.findall(r"redis\.p?call\(\s*['\"](\w+)", text)}
     allowed = {rule[1:].partition("|")[0] for rule in security.NEEDS[stem].split()}
@@ -546,8 +549,8 @@ def table_of(needs: dict[str, str]) -> str:
 
 def test_the_table_of_the_page_has_not_drifted() -> None:
     match = TABLE.search(PAGE.read_text(encoding="utf-8"))
-    assert match is not None, f"no table in {PAGE.name}: python -m benchmarks.bench_security"
-    assert match[2] == table_of(security.NEEDS), "python -m tests.test_acl_of_recipes --write"
+    assert match is not None, f"no table in {PAGE.name}: {MEASURE}"
+    assert match[2] == table_of(security.NEEDS), WRITE
 
 
 @pytest.mark.real_redis
@@ -555,7 +558,7 @@ def test_the_table_of_the_page_has_not_drifted() -> None:
 def test_a_recipe_works_with_its_entry_and_uses_all_of_it(
     entry: str, server: servers.Server
 ) -> None:
-    driver, again = DRIVERS[entry], f"python -m tests.test_acl_of_recipes --write {entry}"
+    driver, again = DRIVERS[entry], f"{WRITE} {entry}"
     assert entry in security.NEEDS, ADD.format(entry)
     try:
         seen = watch(server, driver, security.rules(entry, *driver.names))
@@ -640,4 +643,6 @@ def write(entries: list[str], file: Path = FILE) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] != ["--write"]:
         sys.exit(__doc__)
+    if unknown := [entry for entry in sys.argv[2:] if entry not in DRIVERS]:
+        sys.exit(ADD.format(unknown[0]))
     write(sys.argv[2:] or ENTRIES)

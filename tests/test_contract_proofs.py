@@ -415,6 +415,42 @@ def test_problems_are_printed_by_recipe(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     assert "no_such_recipe: 8 problems" in printed
     assert "files: recipes/no_such_recipe.py is missing" in printed
+    assert printed.endswith(" .venv/bin/python -m pytest -k 'no_such_recipe'\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (edit("recipe", "\nPADDING = 0" * 80, ""), "at least: too short: add what a reader needs"),
+        (edit("recipe", "PADDING = 0", "PADDING = 0\n" * 330), "at most: split rather than grow"),
+    ],
+)
+def test_too_few_lines_are_told_from_too_many(
+    house: House, change: Callable[[House], None], problem: str
+) -> None:
+    change(house)
+    (found,) = RULES["lines"](house.root, STEM)
+    assert problem in found
+
+
+def test_what_the_demo_prints_is_written(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "fake://expected")
+    promised = house.text("expected")
+    house.edit("recipe", 'print("recorded 6")', 'print("recorded six")')
+    assert main(["--write-expected", STEM], house.root) == 0
+    assert house.text("expected") == promised.replace("recorded 6\n", "recorded six\n")
+    assert capsys.readouterr().out == f"docs/expected/{STEM}.txt: written, as the demo prints it\n"
+
+
+@pytest.mark.parametrize("names", [[], ["no_such_recipe"]])
+def test_what_cannot_be_written_is_said(
+    names: list[str], house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--write-expected", *names], house.root)
+    assert f"wants names of {STEM}" in capsys.readouterr().err
 
 
 def test_every_rule_has_a_bad_example() -> None:
@@ -519,6 +555,12 @@ def test_an_import_that_does_something(house: House, line: str, problem: str) ->
 def test_a_bad_demo(house: House, old: str, new: str, problem: str, r: redis.Redis) -> None:
     house.edit("recipe", old, new)
     assert problem in runs.demo_run(house.root, STEM, r)[0]
+
+
+def test_a_changed_demo_is_told_how_to_write_its_output(house: House, r: redis.Redis) -> None:
+    house.edit("expected", "recorded 6", "recorded 7")
+    (found,) = runs.demo_run(house.root, STEM, r)
+    assert f".venv/bin/python -m tests.contract --write-expected {STEM}" in found
 
 
 @pytest.mark.real_redis

@@ -15,7 +15,7 @@ MARKERS = "<!-- recipes:start -->\n<!-- recipes:end -->\n"
 @pytest.mark.parametrize("page", [page for page in index.PAGES if (ROOT / page).exists()])
 def test_the_index_has_not_drifted(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert text == index.with_index(ROOT, page), "it has drifted: python -m tests.index --write"
+    assert text == index.with_index(ROOT, page), f"it has drifted: {index.COMMAND}"
 
 
 def test_the_readme_has_the_index() -> None:

@@ -18,8 +18,12 @@ LISTED = [(stem, mutant) for stem, listed in MUTANTS.items() for mutant in liste
 @pytest.mark.parametrize("stem", stems(ROOT))
 def test_each_recipe_has_mutants(stem: str) -> None:
     listed = MUTANTS.get(stem, [])
-    assert len(listed) >= AT_LEAST
-    assert len({(mutant.old, mutant.new) for mutant in listed}) == len(listed)
+    assert len(listed) >= AT_LEAST, (
+        f"{stem} has {len(listed)} mutants, and wants {AT_LEAST}: in MUTANTS of tests/mutants.py "
+        "name texts of the recipe that its guarantees hang on, and the tests that fail without "
+        f"them; then: .venv/bin/python -m tests.mutants {stem}"
+    )
+    assert len({(mutant.old, mutant.new) for mutant in listed}) == len(listed), "one stands twice"
 
 
 @pytest.mark.parametrize(("stem", "mutant"), LISTED, ids=lambda x: getattr(x, "guarantee", x))

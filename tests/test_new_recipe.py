@@ -49,7 +49,8 @@ def test_it_names_the_files_and_the_next_steps(
     printed = capsys.readouterr().out
     paths = [line for line in printed.splitlines() if (house / line).is_file()]
     assert len(paths) == 6
-    assert all(f"python -m {what}" in printed for what in ("pytest", "tests.contract"))
+    for what in ("pytest", "tests.contract --write-expected", "tests.contract"):
+        assert f"    .venv/bin/python -m {what} " in printed
     page = (house / f"docs/recipes/{STEM}.md").read_text(encoding="utf-8")
     assert page.startswith("# A mean that runs\n")
 

@@ -37,8 +37,12 @@ WHOLE_REPLIES = {"smembers", "hgetall", "hvals", "hkeys"}
 @rule("recipe")
 def lines(recipe: Recipe) -> Iterable[str]:
     count = len(recipe.source.code_lines)
-    if not LINES[0] <= count <= LINES[1]:
-        yield f"{count} lines of code; wanted are {LINES[0]} to {LINES[1]}: split rather than grow"
+    least, most = LINES
+    if count > most:
+        yield f"{count} lines of code, and {most} at most: split rather than grow"
+    if count < least:
+        short = "too short: add what a reader needs, or put it into another recipe"
+        yield f"{count} lines of code, and {least} at least: {short}"
 
 
 @rule("recipe")

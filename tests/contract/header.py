@@ -23,6 +23,10 @@ from tests.contract.rules import rule
 LABELS = ("Use when", "Not when", "Keys", "Guarantees", "Cost", "Needs", "Run")
 PROMISE = 79  # characters
 SECTIONS = (3, 6)
+HOW_TO_WRITE = {
+    "figures": ": run .venv/bin/python -m benchmarks.bench_{}",
+    "expected": ": run .venv/bin/python -m tests.contract --write-expected {}",
+}
 EXCEPTIONS = {
     k for k, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, BaseException)
 }
@@ -56,7 +60,7 @@ def chapter(recipe: Recipe) -> Iterable[str]:
 def files(recipe: Recipe) -> Iterable[str]:
     for part in FILES:
         if not recipe.path(part).exists():
-            how = f": run python -m benchmarks.bench_{recipe.stem}" if part == "figures" else ""
+            how = HOW_TO_WRITE.get(part, "").format(recipe.stem)
             yield f"{recipe.name(part)} is missing{how}"
 
 

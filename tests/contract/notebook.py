@@ -96,7 +96,8 @@ def notebook_outputs(recipe: Recipe) -> Iterable[str]:
     if [cell.execution_count for cell in code] != [*range(1, len(code) + 1)]:
         yield (
             "its outputs are not those of one run from the top: "
-            f"jupyter nbconvert --to notebook --execute --inplace {recipe.name('notebook')}"
+            ".venv/bin/jupyter nbconvert --to notebook --execute --inplace "
+            f"{recipe.name('notebook')}"
         )
         return
     outputs = [output for cell in code for output in cell.outputs]

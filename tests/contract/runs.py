@@ -87,12 +87,10 @@ def demo_run(root: Path, stem: str, r: redis.Redis) -> list[str]:
     recipe = Recipe(root, stem)
     module = _load(recipe.path("recipe"))
     keys, threads = r.dbsize(), set(threading.enumerate())
-    printed = io.StringIO()
     begin = time.process_time()
-    with contextlib.redirect_stdout(printed):
-        module.demo(r)
+    printed = _printed(module, r)
     seconds = time.process_time() - begin
-    problems = _difference(recipe, printed.getvalue())
+    problems = _difference(recipe, printed)
     if r.dbsize() != keys:
         left = [key for key, _ in zip(r.scan_iter(), range(5), strict=False)]
         problems.append(f"demo left {r.dbsize() - keys} keys, such as {left}")
@@ -102,6 +100,15 @@ def demo_run(root: Path, stem: str, r: redis.Redis) -> list[str]:
     if seconds > DEMO_SECONDS:
         problems.append(f"demo took {seconds:.1f} s of processor time; at most {DEMO_SECONDS}")
     return problems
+
+
+def write_expected(root: Path, stem: str, r: redis.Redis) -> Path:
+    """Write what the demo prints to docs/expected; returns the file's path."""
+    recipe = Recipe(root, stem)
+    path = recipe.path("expected")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_printed(_load(recipe.path("recipe")), r), encoding="utf-8")
+    return path
 
 
 def modules_of(packages: set[str]) -> set[str]:
@@ -127,6 +134,13 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
+def _printed(module: ModuleType, r: redis.Redis) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        module.demo(r)
+    return printed.getvalue()
+
+
 def _run(command: list[str], folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **settings}
     return subprocess.run(
@@ -138,4 +152,5 @@ def _difference(recipe: Recipe, printed: str) -> list[str]:
     path = recipe.path("expected")
     if path.exists() and path.read_text(encoding="utf-8") == printed:
         return []
-    return [f"{recipe.name('expected')} is not what demo prints:\n{printed}"]
+    write = f".venv/bin/python -m tests.contract --write-expected {recipe.stem}"
+    return [f"{recipe.name('expected')} is not what demo prints ({write}):\n{printed}"]
