@@ -141,6 +141,9 @@ is slower.
 - **limit**: the same bytes with nothing else done, or the same work without the guarantee. How far
   below 1 a recipe is against it, is what its guarantees cost.
 
+The table divides by the other way. The picture shows each way's own rate: the recipe is 1, **what
+stands left of it is slower, what stands right of it is faster** than the recipe.
+
 ![The rates of the naive way, of the peers and of the limit, on a logarithmic axis where the recipe
 is 1; the figures are in the table below](overview.svg)
 
@@ -265,15 +268,17 @@ def plot(found: list[Ratios], file: Path, description: str) -> None:
     axes.set_xscale("log")
     axes.set_ylim(len(found) - 0.5, -1)
     axes.set_yticks([])
-    axes.set_xlabel("rate, the recipe's is 1")
+    axes.set_xlabel("slower than the recipe  ←  rate, the recipe's is 1  →  faster")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     harness.store(figure, file, description)
 
 
 def main() -> int:
     folder = harness.FOLDER
-    (folder / "index.md").write_text(page(folder), encoding="utf-8")
-    plot([*ratios(folder)], folder / "overview.svg", digest(folder))
+    text, picture = folder / "index.md", folder / "overview.svg"
+    text.write_text(page(folder), encoding="utf-8")
+    plot([*ratios(folder)], picture, digest(folder))
+    print(f"wrote {text} and {picture}")
     return 0
 
 

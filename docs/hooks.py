@@ -34,20 +34,35 @@ CHAPTERS = {
 # What somebody types who has the problem and does not know our name for it. The search finds it,
 # and the page shows it.
 SEARCH_WORDS = {
-    "training_data": ("data loader", "shuffle", "epoch", "batches", "read only once"),
-    "tensor_compression": ("too much memory", "out of memory", "slow network", "quantize", "int8"),
-    "model_params": ("deploy a model", "roll back", "model registry", "hot reload", "versions"),
-    "training_checkpoints": ("resume", "crash", "preemption", "spot instance", "split brain"),
-    "distributed_training": ("data parallel", "all-reduce", "several machines", "worker dies"),
-    "parameter_server": ("slow worker", "straggler", "asynchronous SGD", "stale gradients"),
-    "distributed_prediction": ("batch inference", "job queue", "lost jobs", "answered twice"),
-    "realtime_training": ("online learning", "event stream", "exactly once", "duplicate events"),
-    "realtime_prediction": ("feature store", "online features", "latency", "serving", "timeout"),
-    "realtime_recommendation": ("recommender", "similar items", "bought together", "trending"),
-    "realtime_language_model": ("autocomplete", "n-gram", "next word", "complete text"),
-    "persistence": ("lost data", "restart", "backup", "restore", "power cut", "AOF", "RDB"),
-    "high_availability": ("failover", "server down", "replica", "Sentinel", "lost writes"),
-    "security": ("password", "TLS", "encryption", "access control", "ACL", "untrusted data"),
+    name: tuple(words.split(", "))
+    for name, words in {
+        "training_data": "data loader, shuffle, epoch, batches, read only once, streaming dataset",
+        "tensor_compression": "too much memory, out of memory, OOM, slow network, bandwidth, "
+        "quantize, int8, float16",
+        "model_params": "deploy a model, rollback, roll back, undo, model registry, hot reload, "
+        "versions",
+        "training_checkpoints": "resume, crash, preemption, spot instance, split brain, "
+        "save progress, optimizer state",
+        "distributed_training": "data parallel, DDP, all-reduce, several machines, multi-node, "
+        "worker dies",
+        "parameter_server": "slow worker, straggler, asynchronous SGD, stale gradients",
+        "distributed_prediction": "batch inference, job queue, task queue, lost jobs, "
+        "answered twice, dead letter, poison message",
+        "realtime_training": "online learning, incremental learning, event stream, exactly once, "
+        "duplicate events, concept drift",
+        "realtime_prediction": "feature store, online features, latency, serving, timeout, "
+        "fallback, real-time inference",
+        "realtime_recommendation": "recommender, similar items, bought together, trending, "
+        "cold start, personalization, collaborative filtering",
+        "realtime_language_model": "autocomplete, typeahead, n-gram, next word, complete text, "
+        "token streaming",
+        "persistence": "lost data, data loss, restart, backup, restore, power cut, durability, "
+        "fsync, AOF, RDB",
+        "high_availability": "failover, server down, outage, reconnect, retry, replica, Sentinel, "
+        "lost writes",
+        "security": "password, TLS, certificate, encryption, authentication, access control, ACL, "
+        "least privilege, untrusted data",
+    }.items()
 }
 
 
@@ -77,7 +92,9 @@ def packages(name: str) -> str:
 
 
 def title(name: str) -> str:
-    return name.replace("_", " ").capitalize().replace("Realtime", "Real-time")
+    """Return what a recipe is called everywhere: its page's heading."""
+    page = ROOT / "docs" / "recipes" / f"{name}.md"
+    return page.read_text().partition("\n")[0].removeprefix("# ")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

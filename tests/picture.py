@@ -146,4 +146,5 @@ def draw() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(draw(), encoding="utf-8")
+    print(f"wrote {FILE}")
     sys.exit()

@@ -327,12 +327,13 @@ def test_a_recipe_is_taken_along_exactly(name: str, page: Page, address: str) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_three_lines_and_the_links_beside_them(name: str, page: Page, address: str) -> None:
     page.goto(f"{address}recipes/{name}/")
-    get, install, run = page.locator(".recipe code").inner_text().strip().splitlines()
+    get, install, run = page.locator(".recipe code").first.inner_text().strip().splitlines()
     with urllib.request.urlopen(get.removeprefix("curl -O ")) as reply:
         assert reply.read() == (hooks.ROOT / "recipes" / f"{name}.py").read_bytes()
     needs = hooks.header(name).partition("\nNeeds:")[2].partition("\nRun:")[0]
     assert install.replace("  # optional:", "; optional:") in " ".join(needs.split())
     assert run.startswith(f"python {name}.py ")
+    assert "127.0.0.1:6379" in run
     at = NAMES.index(name)
     beside = [f"recipes/{n}/" for n in (*NAMES[:at][-1:], *NAMES[at + 1 :][:1])]
     links = page.evaluate("[...document.querySelectorAll('.recipe a')].map(a => a.href)")
@@ -341,6 +342,7 @@ def test_three_lines_and_the_links_beside_them(name: str, page: Page, address: s
 
 
 WORDS = {"resume": "training_checkpoints", "too much memory": "tensor_compression"}
+WORDS |= {"deploy": "model_params", "duplicate": "realtime_training"}  # a part of what is shown
 WORDS |= {"failover": "high_availability"} if "high_availability" in NAMES else {}
 WORDS |= {word: name for name in NAMES for word in hooks.SEARCH_WORDS.get(name, ())}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,37 @@ def choices(page: str) -> list[list[str]]:
 
 def test_every_recipe_has_one_row_of_five_filled_cells() -> None:
     rows = choices(CHOOSING)
-    links = [re.findall(r"\[(\w+)\]\(recipes/(\w+)\.md\)", row[1]) for row in rows]
-    assert sorted(name for found in links for name, _ in found) == RECIPES
-    assert all(len(found) == 1 and found[0][0] == found[0][1] for found in links)
-    assert all(len(row) == 5 and all(cell.strip() for cell in row) for row in rows)
+    for row in rows:
+        assert len(row) == 5 and all(cell.strip() for cell in row), (
+            f"docs/choosing.md: five filled cells in the row {row}"
+        )
+        assert re.fullmatch(r"\[(\w+)\]\(recipes/\1\.md\)", row[1]), (
+            f"docs/choosing.md: [NAME](recipes/NAME.md) in place of {row[1]}"
+        )
+    named = [row[1][1:].partition("]")[0] for row in rows]
+    assert not difference(named), f"docs/choosing.md, first table: {difference(named)}"
+
+
+def difference(named: Iterable[str]) -> str:
+    """What to do so that each recipe is named once, or nothing."""
+    counts = Counter(named)
+    more = [f"add a row or place for {name}" for name in RECIPES if not counts[name]]
+    less = [f"there is no recipe {name}: remove it" for name in counts if name not in RECIPES]
+    twice = [f"name {name} once" for name, count in counts.items() if count > 1]
+    return "; ".join(more + less + twice)
+
+
+def test_what_is_missing_or_too_much_is_said() -> None:
+    first, *others = RECIPES
+    assert difference(RECIPES) == ""
+    assert difference(others) == f"add a row or place for {first}"
+    assert difference([*RECIPES, first]) == f"name {first} once"
+    assert difference([*RECIPES, "gone"]) == "there is no recipe gone: remove it"
 
 
 def test_it_says_what_redis_is_not_for() -> None:
-    assert "## Do not use Redis for this\n" in CHOOSING
+    heading = "## Do not use Redis for this"
+    assert f"{heading}\n" in CHOOSING, f"docs/choosing.md: put back the part {heading!r}"
 
 
 # --- The glossary ---------------------------------------------------------------------------------
@@ -56,12 +80,21 @@ def entries(page: str) -> list[tuple[str, str, list[str]]]:
 
 def test_each_term_stands_once_with_few_sentences_and_its_recipes() -> None:
     found = entries(GLOSSARY)
-    assert len(found) == GLOSSARY.count("**{ #") > 40
-    assert max(Counter(re.findall(r"\{ #([\w-]+) \}", GLOSSARY)).values()) == 1
+    assert len(found) == GLOSSARY.count("**{ #") > 40, (
+        "docs/glossary.md: each entry has a line with the term and its anchor, one of text, and "
+        f"one of links; so have {[term for term, _, _ in found]}"
+    )
+    anchors = Counter(re.findall(r"\{ #([\w-]+) \}", GLOSSARY))
+    twice = [anchor for anchor, count in anchors.items() if count > 1]
+    assert not twice, f"docs/glossary.md: one entry, and one anchor, for each of {twice}"
     for term, text, recipes in found:
-        assert 1 <= len(re.findall(r"[.:](?: |$)", text)) <= 6, term
-        assert recipes and set(recipes) <= set(RECIPES), term
-    assert {recipe for _, _, recipes in found for recipe in recipes} == set(RECIPES)
+        assert 1 <= len(re.findall(r"[.:](?: |$)", text)) <= 6, (
+            f"docs/glossary.md: one to six sentences for {term}"
+        )
+        gone = set(recipes) - set(RECIPES)
+        assert not gone, f"docs/glossary.md, {term}: there is no recipe {gone}"
+    unused = set(RECIPES) - {recipe for _, _, recipes in found for recipe in recipes}
+    assert not unused, f"docs/glossary.md: link {sorted(unused)} below a term that they use"
 
 
 # --- The picture on the first page ----------------------------------------------------------------
@@ -69,16 +102,50 @@ def test_each_term_stands_once_with_few_sentences_and_its_recipes() -> None:
 
 def test_the_picture_is_the_one_that_its_source_draws() -> None:
     drawn = picture.FILE.read_text(encoding="utf-8")
-    assert drawn == picture.draw(), "it has drifted: python -m tests.picture"
-    assert '--8<-- "docs/assets/system.svg"' in INDEX
+    assert drawn == picture.draw(), "it has drifted: .venv/bin/python -m tests.picture"
+    include = '--8<-- "docs/assets/system.svg"'
+    assert include in INDEX, f"docs/index.md: include the picture again, {include}"
 
 
 def test_every_recipe_stands_in_the_picture_once_and_its_link_resolves() -> None:
     links = list(ET.fromstring(picture.draw()).iter(f"{SVG}a"))
-    named = [re.fullmatch(r"recipes/(\w+)/", link.attrib["href"]) for link in links]
-    assert sorted(match[1] for match in named if match) == RECIPES
-    assert all((ROOT / "docs" / "recipes" / f"{name}.md").is_file() for name in RECIPES)
-    assert all(link.attrib["aria-label"] for link in links)
+    named = difference(link.attrib["href"].split("/")[1] for link in links)
+    assert not named, f"PLACES in tests/picture.py: {named}; then .venv/bin/python -m tests.picture"
+    missing = [n for n in RECIPES if not (ROOT / "docs" / "recipes" / f"{n}.md").is_file()]
+    assert not missing, f"write docs/recipes/NAME.md for {missing}"
+    for link in links:
+        assert re.fullmatch(r"recipes/\w+/", link.attrib["href"]) and link.attrib["aria-label"]
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def bounds(rect: ET.Element) -> Box:
+    x, y, width, height = (float(rect.attrib[k]) for k in ("x", "y", "width", "height"))
+    return x, y, x + width, y + height
+
+
+def outside(svg: str) -> list[str]:
+    """The links whose box lies in no frame."""
+    root = ET.fromstring(svg)
+    frames = [bounds(rect) for rect in root.findall(f"{SVG}rect[@class='frame']")]
+    boxes = {a.attrib["href"]: bounds(rect) for a in root.iter(f"{SVG}a") for rect in a[:1]}
+    return [href for href, box in boxes.items() if not any(within(box, f) for f in frames)]
+
+
+def within(box: Box, frame: Box) -> bool:
+    return all(a > b for a, b in zip(box[:2], frame[:2], strict=True)) and all(
+        a < b for a, b in zip(box[2:], frame[2:], strict=True)
+    )
+
+
+def test_every_recipe_stands_in_a_frame_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = outside(picture.draw())
+    assert not found, f"tests/picture.py: mend row or column in PLACES, or FRAMES, for {found}"
+    for lost in ({"row": 7.0}, {"column": "right"}):  # below its frame, and beside it
+        places = [p._replace(**lost) if p.recipe == RECIPES[-1] else p for p in picture.PLACES]
+        monkeypatch.setattr(picture, "PLACES", places)
+        assert outside(picture.draw()) == [f"recipes/{RECIPES[-1]}/"]
 
 
 def test_no_box_of_the_picture_overlaps_another_and_words_fit() -> None:
@@ -88,14 +155,19 @@ def test_no_box_of_the_picture_overlaps_another_and_words_fit() -> None:
         box = group.find(f"{SVG}rect")
         assert box is not None
         x, y, width, height = (float(box.attrib[k]) for k in ("x", "y", "width", "height"))
-        assert x >= 0 and x + width <= picture.WIDTH
+        name = group.attrib.get("aria-label", group.findtext(f"{SVG}text"))
+        assert x >= 0 and x + width <= picture.WIDTH, f"tests/picture.py: {name} sticks out"
         for text in group.iter(f"{SVG}text"):
             per_letter = 8.75 if text.get("class") == "name" else 9.4  # at 14.5 and 17 pixels
-            assert len(text.text or "") * per_letter <= width, text.text
-        boxes.append((x, y, x + width, y + height))
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+            assert len(text.text or "") * per_letter <= width, (
+                f"tests/picture.py: {text.text!r} is longer than its box: fewer letters"
+            )
+        boxes.append((name, (x, y, x + width, y + height)))
+    for i, (name, a) in enumerate(boxes):
+        for other, b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (
+                f"tests/picture.py: {name!r} and {other!r} overlap: another row or column for one"
+            )
 
 
 # --- All recipes, measured ------------------------------------------------------------------------
@@ -103,16 +175,20 @@ def test_no_box_of_the_picture_overlaps_another_and_words_fit() -> None:
 
 def test_the_benchmarks_page_is_that_of_the_tables() -> None:
     page = (harness.FOLDER / "index.md").read_text(encoding="utf-8")
-    assert page == overview.page(harness.FOLDER), "it has drifted: python -m benchmarks.overview"
+    command = ".venv/bin/python -m benchmarks.overview"
+    assert page == overview.page(harness.FOLDER), f"it has drifted: {command}"
     plot = (harness.FOLDER / "overview.svg").read_text(encoding="utf-8")
-    assert overview.digest(harness.FOLDER) in plot, "an older plot: python -m benchmarks.overview"
+    assert overview.digest(harness.FOLDER) in plot, f"an older plot: {command}"
 
 
 def test_every_recipe_has_a_row_on_the_benchmarks_page() -> None:
-    assert sorted({headline.stem for headline in overview.HEADLINES}) == RECIPES
+    named = difference({headline.stem for headline in overview.HEADLINES})
+    assert not named, f"HEADLINES in benchmarks/overview.py: {named}"
 
 
-def test_ratios_come_from_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_come_from_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(harness, "FOLDER", tmp_path)
     bench = harness.Benchmark("example", "An example")
     ways = {"recipe": lambda: 1.0, "naive": lambda: 8.0, "peer": lambda: 0.25, "limit": lambda: 0.5}
@@ -124,6 +200,7 @@ def test_ratios_come_from_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(overview, "HEADLINES", (headline,))
     assert [*overview.ratios(tmp_path)] == [overview.Ratios(headline, 8, {"peer": 0.25}, 0.5)]
     assert overview.main() == 0
+    assert f"wrote {tmp_path}/index.md and {tmp_path}/overview.svg\n" in capsys.readouterr().out
     page = (tmp_path / "index.md").read_text()
     assert "| [example](example.md) | work | 8 | 0.25: peer | 0.5 |" in page
     assert f"All: {harness.machine().removeprefix('Measured on: ')}" in page
@@ -157,7 +234,9 @@ def test_plots_are_transparent_and_readable_on_light_and_dark() -> None:
 
 def test_the_guarantees_page_has_not_drifted() -> None:
     page = (ROOT / guarantees.PAGE).read_text(encoding="utf-8")
-    assert page == guarantees.page(ROOT), "it has drifted: python -m tests.guarantees --write"
+    assert page == guarantees.page(ROOT), (
+        "it has drifted: .venv/bin/python -m tests.guarantees --write"
+    )
 
 
 def test_every_guarantee_has_a_test_that_is_on_record(pytestconfig: pytest.Config) -> None:
@@ -172,7 +251,7 @@ def test_every_guarantee_has_a_test_that_is_on_record(pytestconfig: pytest.Confi
         pytest.skip("this run writes the record")
     recorded = guarantees.load(ROOT / guarantees.RECORD)["tests"]
     missing = sorted({test for _, test in rows} - {*recorded})
-    command = "python -m pytest -n 2 --guarantees=tests/guarantees.json"
+    command = ".venv/bin/python -m pytest -n 2 --guarantees=tests/guarantees.json"
     assert not missing, f"not on record as passed; run: {command}"
 
 
