@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import redis
 
@@ -85,7 +85,9 @@ def connect(url: str | None = None) -> redis.Redis:
 def url_of(r: redis.Redis) -> str:
     """Return a URL by which other processes reach the server of `r`."""
     kwargs = r.connection_pool.connection_kwargs
-    return f"redis://{kwargs['host']}:{kwargs['port']}/{kwargs.get('db') or 0}"
+    user, password = (quote(kwargs.get(name) or "", safe="") for name in ("username", "password"))
+    login = f"{user}:{password}@" if password else ""
+    return f"redis://{login}{kwargs['host']}:{kwargs['port']}/{kwargs.get('db') or 0}"
 
 
 def embedded_binary() -> Path | None:

@@ -80,15 +80,16 @@ def test_an_unreachable_server_is_named_without_its_password(url: str) -> None:
 @pytest.mark.real_redis
 def test_a_server_that_wants_a_password_is_told_from_none(server_kind: str) -> None:
     with servers.lone(server_kind, *servers.VOLATILE) as server:
-        server.client().config_set("requirepass", "secret")
+        server.client().config_set("requirepass", "a:/secret")
         with pytest.raises(ServerUnreachable, match=r"wants a password.*redis://:PASSWORD@"):
             connect(server.url)
         with pytest.raises(ServerUnreachable, match="refuses this password") as caught:
             connect(server.url.replace("//", "//:wr0ng@"))
         assert "wr0ng" not in str(caught.value)
         with pytest.raises(ServerUnreachable, match="DB index is out of range"):
-            connect(f"redis://:secret@127.0.0.1:{server.port}/99")
-        assert connect(server.url.replace("//", "//:secret@")).ping()
+            connect(f"redis://:a%3A%2Fsecret@127.0.0.1:{server.port}/99")
+        r = connect(server.url.replace("//", "//:a%3A%2Fsecret@"))
+        assert connect(url_of(r)).ping()
 
 
 @pytest.mark.parametrize(

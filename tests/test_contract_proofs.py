@@ -433,6 +433,12 @@ def test_too_few_lines_are_told_from_too_many(
     assert problem in found
 
 
+def test_a_table_does_not_count_as_code(house: House) -> None:
+    table = "ROWS = {\n" + "".join(f"    {i}: 0,\n" for i in range(400)) + "}\n"
+    house.edit("recipe", "PADDING = 0", f"{table}PADDING = 0")
+    assert list(RULES["lines"](house.root, STEM)) == []
+
+
 def test_what_the_demo_prints_is_written(
     house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

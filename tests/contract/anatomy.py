@@ -74,10 +74,13 @@ class Code:
 
     @cached_property
     def code_lines(self) -> list[str]:
-        """The lines that are neither blank, nor a comment, nor part of a docstring."""
+        """The lines that are neither blank, a comment, part of a docstring, nor of a table."""
         owners = (n for n in ast.walk(self.tree) if isinstance(n, (ast.Module, *DEFINITIONS)))
-        texts = (n.body[0] for n in owners if ast.get_docstring(n) is not None)
-        documented = {i for n in texts for i in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+        texts = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
+        tables = [n for n in self.tree.body if isinstance(getattr(n, "value", None), ast.Dict)]
+        documented = {
+            i for n in texts + tables for i in range(n.lineno, (n.end_lineno or n.lineno) + 1)
+        }
         numbered = enumerate(self.lines, 1)
         code = [line.strip() for i, line in numbered if i not in documented]
         return [line for line in code if line and not line.startswith("#")]
