@@ -105,7 +105,8 @@ def submit(r: Client, job: str, batches: Iterable[Batch], *, max_backlog: int = 
 
     Waits while `max_backlog` batches, or about MAX_BACKLOG_BYTES of them, are unanswered. If it
     or `batches` raises (BadBatch: one cannot be stored), progress().total says what is in.
-    Raises BatchesLost if a failover, or a delete(), forgot batches while it ran.
+    Raises BatchesLost if a failover, or a delete(), forgot batches while it ran; TypeError, as
+    all functions here, if `r` decodes responses.
     """
     token, sent, total = secrets.token_hex(8), 0, 0
 
@@ -149,7 +150,14 @@ def _keys(job: str) -> list[str]:
 
 
 def _eval(r: Client, job: str, script: str, *args: Any) -> Any:
-    return r.eval(script, 5, *_keys(job), *args)
+    return _of_bytes(r).eval(script, 5, *_keys(job), *args)
+
+
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
 
 
 # --8<-- [end:submit]
@@ -317,7 +325,7 @@ class DeadLetter:
 
 def dead_letters(r: Client, job: str) -> list[DeadLetter]:
     """Return the batches that were given up, in their order."""
-    letters = dict(r.hscan_iter(_keys(job)[2], count=100))
+    letters = dict(_of_bytes(r).hscan_iter(_keys(job)[2], count=100))
     return [DeadLetter(int(i), *json.loads(letters[i])) for i in sorted(letters, key=int)]
 
 
@@ -328,7 +336,7 @@ def retry_dead(r: Client, job: str) -> int:
 
 def delete(r: Client, job: str) -> None:
     """Remove the job: its batches, results and dead letters."""
-    r.unlink(*_keys(job))
+    _of_bytes(r).unlink(*_keys(job))
 
 
 # --8<-- [end:results]
@@ -351,7 +359,8 @@ def demo(r: redis.Redis) -> None:
     state, (letter,) = progress(r, "demo"), dead_letters(r, "demo")
     print("done", state.done, "dead", state.dead, "of", state.total)
     print("equal to one process:", all((found[i] == predict({"x": data[i]})).all() for i in found))
-    print("dead:", letter.index, "after", letter.deliveries, "deliveries,", letter.error[:10])
+    number, times = letter.index, letter.deliveries
+    print(f"batch {number} is dead after {times} deliveries: {letter.error[:10]}")
     delete(r, "demo")
     print("A worker died and a batch was broken; every other batch has exactly one result.")
 

@@ -70,7 +70,8 @@ class WorldChanged(TrainingError):
 class AllReduce:
     """The mean of a vector over `world_size` ranks, which all call mean() equally often.
 
-    `job` names the group. After a crash take another name, or wait for 2 * `timeout_s`. Source:
+    `job` names the group. After a crash take another name, or wait for 2 * `timeout_s`. Raises
+    TypeError if `r` decodes responses, ValueError for another argument. Source:
     Rabenseifner, Optimization of Collective Reduction Operations, 2004.
     """
 
@@ -80,15 +81,10 @@ class AllReduce:
     ) -> None:  # fmt: skip
         if not 0 <= rank < world_size or set("{}[]*?\\") & set(job):
             raise ValueError(f"rank {rank} of {world_size}, job {job!r} (no {{}}[]*? in it)")
-        self.r, self.job, self.rank, self.world_size = r, job, int(rank), int(world_size)
-        self.timeout_s, self.generation, self.changed, self.round = (
-            timeout_s,
-            generation,
-            changed,
-            0,
-        )
+        self.r, self.job, self.rank, self.world_size = _of_bytes(r), job, int(rank), int(world_size)
+        self.timeout_s, self.generation, self.changed = timeout_s, generation, changed
         self.names = names or [f"rank {i} of {world_size}" for i in range(world_size)]
-        self.bytes_sent = self.bytes_received = 0
+        self.round = self.bytes_sent = self.bytes_received = 0
         bytearray(1 << 24)  # freed at once: glibc then reuses large buffers, without page faults
 
     def mean(self, vector: Any) -> Vector:
@@ -289,13 +285,23 @@ return {string.format('%.0f', generation), world, #live, alive and 1 or 0}
 """
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 class Lease:
-    """A worker's membership; a thread renews it until the `with` block ends."""
+    """A worker's membership; a thread renews it until the `with` block ends.
+
+    Raises TypeError if `r` decodes responses.
+    """
 
     def __init__(
         self, r: Client, job: str, worker: str, world_size: int, lease_s: float, timeout_s: float
     ) -> None:
-        self.r, self.job, self.worker, self.world_size = r, job, worker, world_size
+        self.r, self.job, self.worker, self.world_size = _of_bytes(r), job, worker, world_size
         self.lease_s, self.timeout_s, self.generation, self.name = lease_s, timeout_s, 0, ""
         self.worlds = 0  # that this worker was part of
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -390,7 +396,8 @@ def train(
 
     `sync_every=H` averages after H steps of one's own (Stich 2019; McMahan et al. 2017);
     `compress=F` sends the largest fraction F and keeps the rest for the next round (Lin et al.
-    2018; Karimireddy et al. 2019). Raises BadGradient, WorkerTimeout, TrainingError.
+    2018; Karimireddy et al. 2019). Raises BadGradient, WorkerTimeout, TrainingError; TypeError
+    if `r` decodes responses.
     """
     vector = flatten(params, params, f"worker {str(worker)!r}")
     kept = after_round = np.zeros_like(vector)  # by compress: now, and after the round under way

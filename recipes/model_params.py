@@ -40,6 +40,8 @@ import redis
 from blake3 import blake3
 from numpy.typing import ArrayLike, NDArray
 
+Client = redis.Redis | redis.cluster.RedisCluster
+
 CHUNK = 1 << 20  # bytes in a value: a long one makes others wait
 PIPE_BYTES, PIPE_COMMANDS = 8 << 20, 1000  # in a round trip
 MAX_MANIFEST, MAX_BYTES = 4 << 20, 16 << 30  # of a version: more is refused, by save and by load
@@ -154,20 +156,32 @@ redis.call('XADD', history, 'MAXLEN', ARGV[2], '*', 'version', number)
 return redis.call('HSET', aliases, ARGV[1], number) + 1"""
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 class ParamStore:
-    """Versions of named arrays, on a server or a cluster, with decode_responses=False.
+    """Versions of named arrays, on a server or a cluster.
 
     `encode(array) -> bytes` and `decode(bytes) -> array` replace the raw bytes of each tensor.
+    Raises TypeError if `r` decodes responses or `name` is no str, ValueError if it has braces.
     """
 
     def __init__(
-        self, r: redis.Redis | redis.cluster.RedisCluster, name: str, *,
+        self, r: Client, name: str, *,
         encode: Callable[[NDArray[Any]], bytes] | None = None,
         decode: Callable[[bytes], NDArray[Any]] | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(name, str):
+            raise TypeError(
+                f"ParamStore(client, name): the name is a str, not a {type(name).__name__}"
+            )
         if not name or set("{}") & set(name):
             raise ValueError(f"a store's name is a string without braces, not {name!r}")
-        self._r: Any = r
+        self._r: Any = _of_bytes(r)
         self._name, self._encode, self._decode = name, encode, decode
         parts = ("versions", "aliases", "counter", "saves", "blobs", "trash", "history:")
         self._keys = [f"{{params:{name}}}:{part}" for part in parts]
@@ -179,7 +193,12 @@ class ParamStore:
         """Store arrays as a new version and let `alias` name it; leave them unchanged meanwhile.
 
         With `parent` only if the alias names that version (0: none yet), else raises Conflict.
+        Raises ValueError if `params` is empty.
         """
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params: a mapping of name -> array, not {type(params).__name__}")
+        if not params:
+            raise ValueError("params is empty: there is nothing to publish")
         base = "" if parent is None else operator.index(parent)
         tensors, pieces, nbytes = list[Any](), list[Any](), 0
         for name, value in dict(params).items():
@@ -246,10 +265,15 @@ class ParamStore:
         yield from pipe.execute()
 
     def _run(self, script: str, alias: str, *args: Any) -> Any:
-        if not isinstance(alias, str) or re.fullmatch(r"\d*", alias):
-            raise ValueError(f"an alias is a string that is not a number, not {alias!r}")
-        keys = [*self._keys[:-1], self._keys[-1] + alias]
+        keys = [*self._keys[:-1], self._history(alias)]
         return self._r.eval(KEYS + script, len(keys), *keys, *args)
+
+    def _history(self, alias: str) -> str:
+        if not isinstance(alias, str):
+            raise TypeError(f"an alias is a str, not {alias!r}")
+        if re.fullmatch(r"\d*", alias):
+            raise ValueError(f"an alias is a string that is not a number, not {alias!r}")
+        return self._keys[-1] + alias
 
     # --8<-- [end:publish]
     # --8<-- [start:read]
@@ -281,7 +305,8 @@ class ParamStore:
         found, tensors, is_encoded = self._fetch(version)
         wanted = tensors if names is None else [names] if isinstance(names, str) else list(names)
         if unknown := [name for name in wanted if name not in tensors]:
-            raise VersionGone(f"version {found} has no tensors {unknown}")
+            has = f"{[*tensors][:5]}" + " and more" * (len(tensors) > 5)
+            raise VersionGone(f"version {found} has no tensors {unknown}; it has {has}")
         if is_encoded and self._decode is None:
             raise ParamStoreError(f"version {found} was saved with encode=: pass decode=")
         try:
@@ -319,7 +344,7 @@ class ParamStore:
         Rides through lost connections; ends when `timeout_s` pass without a move. Passes over a
         version that is pruned before it is looked at.
         """
-        key = self._keys[-1] + alias
+        key = self._history(alias)
         now = self._r.xrevrange(key, count=1)  # not when the caller first iterates
         return self._follow(key, now, timeout_s)
 

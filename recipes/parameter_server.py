@@ -57,7 +57,7 @@ class BadGradient(ServerError):
 # stored in chunks, and each chunk's checksum covers its place: no chunk passes for another.
 def store(r: Client, name: str, vector: Vector, ttl_s: float) -> None:
     """Store `vector` (float32 or float64) in chunks NAME:0, NAME:1, ... with a TTL."""
-    data = vector.view(np.uint8).data
+    r, data = _of_bytes(r), vector.view(np.uint8).data
     for i in range(-(-len(data) // CHUNK)):
         chunk = data[i * CHUNK : (i + 1) * CHUNK]
         r.set(f"{name}:{i}", b"".join((_head(name, i, vector, chunk), chunk)), px=int(1000 * ttl_s))
@@ -65,7 +65,7 @@ def store(r: Client, name: str, vector: Vector, ttl_s: float) -> None:
 
 def load(r: Client, name: str, like: Vector) -> Vector | None:
     """Return the vector, or None if a chunk is gone; raise ServerError if one is damaged."""
-    vector = np.empty_like(like)
+    r, vector = _of_bytes(r), np.empty_like(like)
     data = vector.view(np.uint8).data
     for i in range(-(-len(data) // CHUNK)):
         value: Any = r.get(f"{name}:{i}")
@@ -82,12 +82,19 @@ def load(r: Client, name: str, like: Vector) -> Vector | None:
 def delete(r: Client, name: str, like: Vector) -> None:
     """Delete the chunks of a vector like `like`."""
     for i in range(-(-like.nbytes // CHUNK)):
-        r.unlink(f"{name}:{i}")
+        _of_bytes(r).unlink(f"{name}:{i}")
 
 
 def _head(name: str, i: int, vector: Vector, chunk: memoryview) -> bytes:
     digest = xxh3_64_intdigest(chunk, seed=xxh3_64_intdigest(f"{name}:{i}".encode()))
     return HEAD.pack(b"PSV1", DTYPES.index(vector.dtype.str), vector.size, digest)
+
+
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
 
 
 # --8<-- [end:vectors]
@@ -131,7 +138,7 @@ class Version:
 
 def newest(r: Client, job: str) -> tuple[str, Version | None]:
     """Return the newest version and the id of its entry; None before serve() has begun."""
-    entries: Any = r.xrevrange(f"ps:{{{job}}}:versions", count=1)
+    entries: Any = _of_bytes(r).xrevrange(f"ps:{{{job}}}:versions", count=1)
     if not entries:
         return "0-0", None
     return entries[0][0].decode(), Version(**json.loads(entries[0][1][b"version"]))
@@ -143,13 +150,13 @@ def update(
     """Enter, renew, push or leave; return whether the lease held, the last clock, who is there."""
     keys = [f"ps:{{{job}}}:{name}" for name in ("leases", "clocks", "updates")]
     args = (verb, worker, clock, int(1000 * lease_s), int(1000 * ttl_s))
-    held, done, live = r.eval(UPDATE, 3, *keys, *map(str, args))
+    held, done, live = _of_bytes(r).eval(UPDATE, 3, *keys, *map(str, args))
     return bool(held), int(done), [name.decode() for name in live]
 
 
 def wait_for_entry(r: Client, stream: str, after: str, wait_s: float) -> None:
     """Return when `stream` has an entry after `after`, or after `wait_s` (at most a second)."""
-    r.xread({stream: after}, count=1, block=max(1, int(1000 * min(wait_s, 1.0))))
+    _of_bytes(r).xread({stream: after}, count=1, block=max(1, int(1000 * min(wait_s, 1.0))))
 
 
 # --8<-- [end:clocks]
@@ -164,9 +171,10 @@ def serve(
 ) -> Vector:
     """Do params -= lr * gradient for each that comes, until all workers have left; return params.
 
-    Start it again after a crash: it goes on where it was. Raises WorkerTimeout if nobody is there.
+    Start it again after a crash: it goes on where it was. Raises WorkerTimeout if nobody is
+    there, ServerError; TypeError, as all functions here, if `r` decodes responses.
     """
-    vector = flatten(params, "serve()").copy()
+    r, vector = _of_bytes(r), flatten(params, "serve()").copy()
     _, version = newest(r, job)
     if version is None:
         version = Version(0, "0-0", {})
@@ -243,8 +251,9 @@ def work(
 
     `params` gives shape and dtype. A worker started again under its name goes on at its step; a
     newcomer starts where the slowest is. `lease_s` must outlast a step. Raises BadGradient,
-    WorkerTimeout (names who is behind), ServerError.
+    WorkerTimeout (names who is behind), ServerError; TypeError if `r` decodes responses.
     """
+    r = _of_bytes(r)  # here: at the end is a command that would fail again
     me, who, like = str(worker), f"worker {str(worker)!r}", flatten(params, f"worker {worker!r}")
     clock, count, lead, deadline = -1, 0, 0, time.monotonic() + timeout_s
     try:

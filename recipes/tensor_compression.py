@@ -322,6 +322,7 @@ def decode_records(blobs: Records, dictionary: bytes, *, max_bytes: int = 1 << 3
 # Why three kinds: ids shrink without loss, vectors only with some, short records only together.
 def demo(r: redis.Redis) -> None:
     """Compress the word ids, word vectors and lines of this file."""
+    r = _of_bytes(r)
     lines = Path(__file__).read_bytes().splitlines()
     words, ids = np.unique(re.findall(rb"\w+|[^\w\s]", b" ".join(lines)), return_inverse=True)
     follows = np.zeros((len(words), len(words)), np.float32)
@@ -339,6 +340,13 @@ def demo(r: redis.Redis) -> None:
     share = sum(map(len, blobs)) / sum(map(len, lines))
     print(f"each line by itself, with a dictionary: {share:.1f} of the bytes")
     print("Redis stores what it is sent: the codec decides how much, and what is lost.")
+
+
+def _of_bytes(r: redis.Redis) -> redis.Redis:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
 
 
 # --8<-- [end:usage]

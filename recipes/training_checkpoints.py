@@ -221,13 +221,23 @@ class Checkpoint(NamedTuple):
     state: Any
 
 
+def _of_bytes(r: redis.Redis) -> redis.Redis:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 class Checkpoints:
-    """The checkpoints of one training run; the `keep` saved last remain (at least 1)."""
+    """The checkpoints of one training run; the `keep` saved last remain (at least 1).
+
+    Raises TypeError if `r` decodes responses, ValueError for a run with braces, or keep < 1.
+    """
 
     def __init__(self, r: redis.Redis, run: str, *, keep: int = 3) -> None:
         if not run or set(run) & set("{}") or keep < 1:
             raise ValueError(f"run must be a name without braces, keep 1 or more: {run!r}, {keep}")
-        self.r, self.run, self.keep = r, run, int(keep)
+        self.r, self.run, self.keep = _of_bytes(r), run, int(keep)
         self.keys = [f"{{checkpoints:{run}}}:{k}" for k in ("lease", "fence", "pending", "saved")]
 
     def acquire(self, owner: str, *, ttl_s: float = 30, wait_s: float = 0) -> Lease:

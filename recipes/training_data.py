@@ -29,7 +29,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import redis
@@ -40,7 +40,6 @@ Client = redis.Redis | redis.cluster.RedisCluster
 Columns = dict[str, NDArray[Any]]
 Blocks = Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]]
 Encode: TypeAlias = Callable[[NDArray[Any]], bytes] | None
-T = TypeVar("T")
 Decode: TypeAlias = Callable[[bytes], NDArray[Any]] | None
 
 LANES = 8  # rows come from so many lanes in turn: 1, 2, 4 or 8 ranks share them evenly
@@ -50,6 +49,7 @@ MAX_CHUNK, MAX_ROWS, MAX_MANIFEST = 64 << 20, 1 << 16, 64 << 20  # bytes, rows; 
 PIPELINE_BYTES, PIPELINE_COMMANDS = 2 << 20, 500  # in a round trip
 STAGED_S, RETIRED_S = 86_400, 3600
 RESTORE = "Write the data again; if it was evicted, set maxmemory-policy noeviction."
+ALIKE = "Give the same columns, order and dtypes; for strings np.asarray(x, 'U12')."
 
 
 class DataError(ValueError):
@@ -83,8 +83,8 @@ class Manifest(NamedTuple):
 
     @classmethod
     def load(cls, r: Client, name: str) -> Manifest:
-        """Return the current generation, each claim checked; raises DataError."""
-        stored: list[Any] = r.hmget(f"td:{{{name}}}", "generation", "manifest")
+        """Return the current generation, each claim checked; errors as of Dataset."""
+        stored: list[Any] = _of_bytes(r).hmget(_pointer(name), "generation", "manifest")
         generation, raw = (value or b"" for value in stored)
         if not raw:
             raise DataError(f"There is no data set {name!r} (any more). {RESTORE}")
@@ -95,11 +95,8 @@ class Manifest(NamedTuple):
             dtype, chunks = _dtype(body["dtype"]), [(str(k), n, c) for k, n, c in body["chunks"]]
             most = min(MAX_ROWS, MAX_CHUNK // max(1, dtype.itemsize))
             for key, rows, _ in chunks:
-                if (
-                    type(rows) is not int
-                    or not 1 <= rows <= most
-                    or not key.startswith(f"td:{name}:")
-                ):
+                is_ours = key.startswith(f"td:{name}:")
+                if not is_ours or type(rows) is not int or not 1 <= rows <= most:
                     raise ValueError("a chunk that cannot be its own")
             found = cls(name, generation.decode("latin1"), dtype, chunks, bool(body["encoded"]))
             if not chunks or len(raw) > MAX_MANIFEST or found.to_json() != raw:
@@ -118,7 +115,7 @@ def _dtype(descr: str) -> np.dtype[Any]:
 
 def _cut(columns: Blocks, chunk_bytes: int, seen: int) -> Iterator[tuple[np.dtype[Any], Columns]]:
     """Yield chunks: of 1/80 of the rows seen so far, but at most chunk_bytes."""
-    for block in [columns] if isinstance(columns, Mapping) else columns:
+    for block in [columns] if hasattr(columns, "items") or not np.iterable(columns) else columns:
         try:
             arrays = {name: np.asarray(values) for name, values in block.items()}
             lengths = {name: len(array) for name, array in arrays.items()}
@@ -128,7 +125,7 @@ def _cut(columns: Blocks, chunk_bytes: int, seen: int) -> Iterator[tuple[np.dtyp
             if _dtype(repr(np.lib.format.dtype_to_descr(dtype))) != dtype or "" in arrays:
                 raise ValueError(f"{dtype} has no name in numpy's format")
         except (AttributeError, TypeError, ValueError) as error:
-            raise DataError(f"Give name -> array of numbers or S/U strings: {error}.") from error
+            raise DataError(f"Give {{name: array}} of numbers or S/U strings: {error}.") from error
         seen += (count := max(lengths.values()))
         step = min(MAX_ROWS, chunk_bytes // max(1, dtype.itemsize), seen // MIN_CHUNKS) or 1
         for at in range(0, count, step):
@@ -162,6 +159,20 @@ def _unpack(raw: bytes, rows: int, dtype: np.dtype[Any], decode: Decode) -> Colu
     return columns
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
+def _pointer(name: str) -> str:
+    """Return the key of the hash that names the current generation."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^{}*?\[\]\\]{1,200}", name):
+        raise DataError(f"{name!r:.60} is no name: str, 1 to 200 characters, none of {{}}[]*?\\")
+    return f"td:{{{name}}}"
+
+
 # --8<-- [end:chunks]
 
 
@@ -186,7 +197,7 @@ def write(
     r: Client, name: str, columns: Blocks, *, chunk_bytes: int = 1 << 20,
     encode: Encode = None, ttl: float | None = None,
 ) -> Manifest:  # fmt: skip
-    """Store or replace a data set. Raises DataError.
+    """Store or replace a data set. Raises DataError; TypeError if `r` decodes responses.
 
     columns: name -> array of shape (rows, ...), or an iterable of such mappings, of some MiB each.
     encode: array -> bytes, for each column of a chunk. ttl: seconds until all of it expires.
@@ -197,29 +208,28 @@ def write(
 
 
 def append(r: Client, name: str, columns: Blocks, *, encode: Encode = None) -> Manifest:
-    """Add rows (arguments as for write); readers see all of them or none. A TTL goes on."""
+    """Add rows (arguments and errors as for write): readers see all or none. A TTL goes on."""
     return _store(r, name, columns, 1 << 20, encode, 0, Manifest.load(r, name))
 
 
 def delete(r: Client, name: str) -> int:
-    """Remove a data set and its old generations; return the number of keys removed."""
-    return int(r.unlink(f"td:{{{name}}}")) + _sweep(r, name, everything=True)
+    """Remove a data set, old generations too; return the number of keys. Errors as for write."""
+    return int(_of_bytes(r).unlink(_pointer(name))) + _sweep(r, name, everything=True)
 
 
 def _store(
     r: Client, name: str, columns: Blocks, chunk_bytes: int, encode: Encode, ttl: int,
     old: Manifest | None,
 ) -> Manifest:  # fmt: skip
-    if not re.fullmatch(r"[^{}*?\[\]\\]{1,200}", name):
-        raise DataError(f"{name!r} is no name: 1 to 200 characters, none of {{}}[]*?\\")
     new = Manifest(name, secrets.token_hex(8), np.dtype([]), [], encode is not None)
-    pointer, mark = f"td:{{{name}}}", f"td:{{{name}}}:{new.generation}"
+    pointer, mark = _pointer(name), f"{_pointer(name)}:{new.generation}"
+    form = "{0.dtype}, encoded={0.encoded}".format
 
     def staged() -> Iterator[tuple[int, tuple[Any, ...]]]:
         nonlocal new
         for dtype, chunk in _cut(columns, chunk_bytes, old.rows if old else 0):
             if new.chunks and new.dtype != dtype:
-                raise DataError(f"The blocks differ: {new.dtype}, then {dtype}.")
+                raise DataError(f"The blocks differ: {new.dtype}, then {dtype}. {ALIKE}")
             new, raw = new._replace(dtype=dtype), _pack(chunk, encode)
             key = f"td:{name}:{new.generation}:{len(new.chunks)}"
             rows = len(next(iter(chunk.values())))
@@ -231,7 +241,7 @@ def _store(
             yield 0, (("PEXPIRE", key, ttl) if ttl else ("PERSIST", key))
             yield 0, ("EXISTS", key)
 
-    with r.pubsub() as alive:  # type: ignore[no-untyped-call]
+    with _of_bytes(r).pubsub() as alive:  # type: ignore[no-untyped-call]
         alive.subscribe(mark)
         alive.get_message(timeout=10)  # the answer: from now on the server knows this writer
         try:
@@ -241,7 +251,7 @@ def _store(
                 raise DataError("There are no rows to store.")
             while True:
                 if old and (old.dtype, old.encoded) != (new.dtype, new.encoded):
-                    raise DataError(f"{old.dtype}, encoded={old.encoded} is stored: give the same.")
+                    raise DataError(f"Stored is {form(old)}; given is {form(new)}. {ALIKE}")
                 ttl = max(0, int(r.pttl(pointer))) if old else ttl
                 whole = new._replace(chunks=[*(old.chunks if old else []), *new.chunks])
                 kept = all([*_sent(r, final(whole, ttl))][1::2])
@@ -276,7 +286,7 @@ def _sweep(r: Client, name: str, mine: str = "", everything: bool = False) -> in
     found = {key: match[1] for key in keys if (match := form.fullmatch(key))}
     states = {g: r.eval(STATE, 1, f"td:{{{name}}}:{g}") for g in {*found.values()}}
     needed: set[str] = set()
-    if r.exists(f"td:{{{name}}}"):  # read last: what was published since the scan is needed
+    if r.exists(_pointer(name)):  # read last: what was published since the scan is needed
         try:
             needed = {key for key, _, _ in Manifest.load(r, name).chunks}
         except DataError:  # damaged, or a newer version's: touch nothing of it
@@ -353,7 +363,10 @@ def _windows(
 
 
 class Dataset:
-    """The generation of a data set that is current when this is made; `len(ds)` is its rows."""
+    """The generation of a data set that is current when this is made; `len(ds)` is its rows.
+
+    Raises DataError; TypeError if `r` decodes responses.
+    """
 
     def __init__(self, r: Client, name: str, *, decode: Decode = None) -> None:
         self.manifest = Manifest.load(r, name)
@@ -372,7 +385,8 @@ class Dataset:
 
         Raises IndexError for any other index, and DataError.
         """
-        wanted = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        is_lazy = isinstance(indices, Iterable) and not isinstance(indices, np.ndarray)
+        wanted = np.asarray(list(indices) if is_lazy else indices)
         if wanted.size and (wanted.ndim != 1 or wanted.dtype.kind not in "iu"):
             raise IndexError("Give a list of whole numbers (for a mask: np.flatnonzero(mask)).")
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
@@ -401,7 +415,10 @@ class Dataset:
         shuffle=False, which is the stored order (world_size times).
         """
         if min(batch_size, world_size, start + 1, prefetch + 1) < 1 or not 0 <= rank < world_size:
-            raise DataError(f"{batch_size=}, {rank=} of {world_size=}, {start=}, {prefetch=}: no.")
+            raise DataError(
+                f"{batch_size=}, {rank=}, {world_size=}, {start=}, {prefetch=}; wanted: batch_size"
+                ", world_size of 1 or more, start and prefetch of 0 or more, 0 <= rank < world_size"
+            )
         order = shuffle, int(seed), int(epoch), rank, world_size, start * batch_size
 
         def share(row: int) -> int:  # ours are the rows y of the epoch with y % world_size == rank
@@ -478,13 +495,11 @@ def _put(buffer: NDArray[Any], part: NDArray[Any], at: int, total: int) -> NDArr
 def _joined(parts: list[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: np.concatenate([part[name] for part in parts], dtype=like.dtype)
-        for name, like in parts[0].items()
-    }  # without dtype= the byte order would become the machine's
+    # without dtype= the byte order would become the machine's
+    return {k: np.concatenate([p[k] for p in parts], dtype=a.dtype) for k, a in parts[0].items()}
 
 
-def _ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
+def _ahead(items: Iterator[Any], count: int) -> Generator[Any, None, None]:
     """Let one thread make the next items, with the one in use `count` of them."""
     pool = ThreadPoolExecutor(1)
     try:  # the thread ends with this iterator
@@ -531,17 +546,14 @@ def demo(r: redis.Redis) -> None:
     print("5 batches on 4 workers, the rest on 2: each row once:", [*seen] == [*row[~test]])
 
     reader = train.batches(100)
-    begun = len(next(reader)["x"])
+    batches = itertools.chain([next(reader)], reader)  # it has begun
     write(r, "demo/train", {"x": np.zeros((8, 64), np.float32)})
-    print(
-        "replaced in mid-epoch, which ends with its old rows:",
-        begun + sum(len(b["x"]) for b in reader),
-    )
+    print("replaced in mid-epoch, which ends with its old rows:", sum(len(b["x"]) for b in batches))
     r.setrange(Dataset(r, "demo/test").manifest.chunks[0][0], 9, b"oops")
     try:
         Dataset(r, "demo/test").rows([0])
     except DataError as problem:
-        print("4 bytes are changed on the server: the chunk", str(problem)[37:57])
+        print("4 bytes changed on the server, a checksum refuses them:", "checksum" in str(problem))
     print("deleted, old generations too:", delete(r, "demo/train") + delete(r, "demo/test") > 150)
     print("Shuffled batches from Redis trained a model, and resumed on other workers.")
 

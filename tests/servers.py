@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -50,6 +51,17 @@ def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0, what
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s} s: {what or condition}")
         time.sleep(0.01)
+
+
+def decoding(r: redis.Redis | redis.RedisCluster) -> Any:
+    """Return a client of the same server that decodes replies: what recipes refuse."""
+    options: dict[str, Any] = {"decode_responses": True}
+    if isinstance(r, redis.RedisCluster):
+        node = r.get_default_node()
+        return redis.RedisCluster(host=node.host, port=node.port, **options)
+    pool = r.connection_pool
+    options = pool.connection_kwargs | options
+    return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **options))
 
 
 class Server(GuardedServer):

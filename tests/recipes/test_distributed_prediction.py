@@ -735,3 +735,21 @@ def test_on_a_cluster(cluster: redis.RedisCluster) -> None:
     assert_right(dict(results(cluster, "j")), 30)
     delete(cluster, "j")
     assert sum(cluster.dbsize(target_nodes=node) for node in cluster.get_primaries()) == 0
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    submit(r, "j", some(3))
+    before, decodes = {key: r.dump(key) for key in r.scan_iter()}, servers.decoding(r)
+    for call in (
+        lambda: submit(decodes, "j", some(3)),
+        lambda: work(decodes, "j", double, consumer="text"),
+        lambda: progress(decodes, "j"),
+        lambda: list(results(decodes, "j")),
+        lambda: dead_letters(decodes, "j"),
+        lambda: retry_dead(decodes, "j"),
+        lambda: delete(decodes, "j"),
+        lambda: dp.demo(decodes),
+    ):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert {key: r.dump(key) for key in r.scan_iter()} == before

@@ -804,3 +804,16 @@ def test_what_compress_holds_back_is_sent_later(r: redis.Redis) -> None:
     assert results[0].params.tobytes() == results[1].params.tobytes()
     sent, due = -results[0].params, 8 * np.array([3.0, 2.0, 1.0, 1.0])
     assert (sent > 0).all() and (sent <= due).all() and sent.sum() >= due.sum() - 4 * 7
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    decodes = servers.decoding(r)
+    for call in (
+        lambda: AllReduce(decodes, "text", 0, 2),
+        lambda: dt.Lease(decodes, "text", "me", 1, 5, 30),
+        lambda: dt.train(decodes, "text", "me", start(), gradient, share, lr=0.05, steps=1),
+        lambda: dt.demo(decodes),
+    ):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert not r.dbsize()

@@ -176,15 +176,45 @@ def test_arguments_are_checked(r: redis.Redis) -> None:
     for name in ("", "a{b", "}"):
         with pytest.raises(ValueError, match="braces"):
             ParamStore(r, name)
+    for wrong in ((r, 7), (r, None), (r, b"m"), ("m", r)):
+        with pytest.raises(TypeError, match="the name is a str, not a"):
+            ParamStore(*wrong)  # type: ignore[arg-type]
     store = ParamStore(r, "m")
     for alias in ("", "17"):
         with pytest.raises(ValueError, match="alias"):
             store.save(model(), alias=alias)
+        with pytest.raises(ValueError, match="alias"):
+            store.watch(alias)
+    with pytest.raises(TypeError, match="an alias is a str, not 3"):
+        store.watch(3)  # type: ignore[arg-type]
+    for bad in (np.zeros(3), [("a", np.zeros(3))], None):
+        with pytest.raises(TypeError, match="params: a mapping of name -> array"):
+            store.save(bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nothing to publish"):
+        store.save({})
+    assert not store.versions()
     store.save(model())
+    with pytest.raises(VersionGone, match=r"has no tensors \['x'\]; it has \['layer0.*'\]$"):
+        store.load(1, names=["x"])
+    store.save(model(6))
+    with pytest.raises(VersionGone, match=r"'layer4.weight'\] and more$"):
+        store.load(2, names=["x"])
     with pytest.raises(ValueError, match="alias"):
         store.promote(1, "2")
     with pytest.raises(ValueError, match="keep"):
         store.prune(-1)
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    ParamStore(r, "m").save(model())
+    before = {key: r.dump(key) for key in r.scan_iter()}
+    for call in (
+        lambda: ParamStore(servers.decoding(r), "m"),
+        lambda: model_params.demo(servers.decoding(r)),
+    ):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert {key: r.dump(key) for key in r.scan_iter()} == before
 
 
 # --- Versions, aliases, races --------------------------------------------------------------------
@@ -892,7 +922,7 @@ def test_damaged_manifests_are_found(r: redis.Redis) -> None:
     with pytest.raises(Corrupt, match="over MAX_MANIFEST"):
         store.load(9)
     with pytest.raises(ValueError, match="MAX_MANIFEST"):
-        store.save({}, metadata={"x": "x" * (5 << 20)})
+        store.save(model(), metadata={"x": "x" * (5 << 20)})
     assert same(store.load(2), model(seed=2))
 
 

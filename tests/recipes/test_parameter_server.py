@@ -333,3 +333,22 @@ def test_it_works_on_a_redis_cluster(cluster: redis.RedisCluster) -> None:
     params, *reports = counted(cluster, "cluster", 2, 8)
     assert params.tolist() == [sum(report.steps for report in reports)] * 3
     assert keys_of(cluster) == []
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    ps.store(r, "text", START, 60)
+    before, decodes = {key: r.dump(key) for key in r.scan_iter()}, servers.decoding(r)
+    for call in (
+        lambda: ps.store(decodes, "text", START + 1, 60),
+        lambda: ps.load(decodes, "text", START),
+        lambda: ps.delete(decodes, "text", START),
+        lambda: ps.newest(decodes, "text"),
+        lambda: ps.update(decodes, "text", "enter", "me", 0, 1, 60),
+        lambda: ps.wait_for_entry(decodes, "text", "0-0", 0.001),
+        lambda: serve(decodes, "text", START, lr=1),
+        lambda: work(decodes, "text", "me", START, ones, int, steps=1),
+        lambda: ps.demo(decodes),
+    ):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert {key: r.dump(key) for key in r.scan_iter()} == before

@@ -39,6 +39,7 @@ from recipes.tensor_compression import (
     measure,
     train_dictionary,
 )
+from tests import servers
 
 LOSSLESS = ("raw", "zlib", "lz4", "zstd", "blosc2", "blosc2-bitshuffle")
 LOSSY = ("float16", "bfloat16", "int8")
@@ -556,3 +557,9 @@ def test_times_are_plausible() -> None:
     assert raw.encode_mb_s > 5 * slow.encode_mb_s
     assert statistics.fmean([slow.seconds_per_mb(10), slow.seconds_per_mb(1000)]) > 0
     assert raw.seconds_per_mb(10) == pytest.approx(0.1, rel=0.2)
+
+
+def test_the_demo_refuses_a_client_that_decodes(r: redis.Redis) -> None:
+    with pytest.raises(TypeError, match="without decode_responses=True"):
+        tc.demo(servers.decoding(r))
+    assert not r.dbsize()

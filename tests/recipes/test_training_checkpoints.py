@@ -981,3 +981,14 @@ def test_the_demo_cleans_up(r: redis.Redis, capsys: pytest.CaptureFixture[str]) 
     tc.demo(r)
     assert "same weights as without interruption: True" in capsys.readouterr().out
     assert r.dbsize() == 0
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    run = Checkpoints(r, "text")
+    with run.acquire("me") as lease:
+        save(run, lease, 4)
+    before, decodes = {key: r.dump(key) for key in r.scan_iter()}, servers.decoding(r)
+    for call in (lambda: Checkpoints(decodes, "text"), lambda: tc.demo(decodes)):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert {key: r.dump(key) for key in r.scan_iter()} == before

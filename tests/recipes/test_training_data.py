@@ -391,7 +391,7 @@ def test_append_is_all_or_nothing(r: redis.Redis) -> None:
     assert sorted(flat(epoch(old, 64)[0])) == list(range(1000))
     assert flat(epoch(new, 64, shuffle=False)[0]) == [*range(1000), *range(40), *range(40)]
     assert before < keys_of(r, "a") and {r.ttl(key) for key in keys_of(r, "a")} == {-1}
-    with pytest.raises(DataError, match="is stored"):
+    with pytest.raises(DataError, match=r"Stored is .*'row'.*; given is .* Give the same columns"):
         append(r, "a", {"x": np.zeros((5, 3), np.int32)})
     assert len(keys_of(r, "a")) == 1 + len(manifest.chunks)
     with pytest.raises(DataError, match="no data set"):
@@ -514,7 +514,8 @@ def test_rows_are_numpys_take(r: redis.Redis, data: Any, rows: int, chunk_bytes:
 
 
 @pytest.mark.parametrize(
-    "indices", [[-1], [100], [0, 2**63], [0.5], ["a"], [[1, 2]], np.ones(100, bool)]
+    "indices",
+    [[-1], [100], [0, 2**63], [0.5], ["a"], [[1, 2]], np.ones(100, bool), 3, np.int64(3), None],
 )
 def test_other_indices_are_an_index_error(r: redis.Redis, indices: Any) -> None:
     write(r, "i", numbers(100))
@@ -549,8 +550,14 @@ CANNOT = {
     "no name": ({"": np.zeros(3)}, "name"),
     "no rows": ({"x": np.zeros((0, 3))}, "no rows"),
     "no blocks": ([], "no rows"),
-    "not a mapping": ([np.zeros(3)], "S/U strings"),
+    "not a mapping": ([np.zeros(3)], "Give {name: array}"),
+    "an array": (np.zeros((3, 2)), "Give {name: array}.*ndarray"),
+    "a number": (3, "Give {name: array}"),
     "other blocks": ([{"x": np.zeros(3)}, {"x": np.zeros(3, "f4")}], "blocks differ"),
+    "wider strings": (
+        [{"x": ["a"]}, {"x": ["ab"]}],
+        r"U1.*U2.*same columns.*np.asarray\(x, 'U12'\)",
+    ),
     "other columns": ([{"x": np.zeros(3)}, {"y": np.zeros(3)}], "blocks differ"),
     "a huge row": ({"x": np.broadcast_to(np.uint8(0), (1, 65 << 20))}, "more than"),
 }
@@ -569,16 +576,46 @@ def test_arguments_out_of_range_are_refused_at_once(r: redis.Redis) -> None:
     ds = Dataset(r, "args")
     for wrong in ({"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}, {"start": -1},
                   {"prefetch": -1}, {"batch_size": 0}):  # fmt: skip
-        with pytest.raises(DataError, match=next(iter(wrong))):
+        rule = "wanted: .* 0 or more, 0 <= rank < world_size"
+        with pytest.raises(DataError, match=f"{next(iter(wrong))}=.*; {rule}"):
             ds.batches(**{"batch_size": 5, **wrong})
-    for name in ("", "a{b}", "a*", "a?", "[a]", "a" * 201):
-        with pytest.raises(DataError, match="no name"):
-            write(r, name, numbers(5))
+    names: tuple[Any, ...] = ("", "a{b}", "a*", "a?", "[a]", "a" * 201, 7, b"args", None)
+    for name in names:
+        for call in (write, append, lambda r, name, _: delete(r, name)):
+            with pytest.raises(DataError, match="no name: str"):
+                call(r, name, numbers(5))
+    assert len(Dataset(r, "args")) == 10
     for options in ({"chunk_bytes": 0}, {"chunk_bytes": 1 << 30}, {"ttl": 0}, {"ttl": -1}):
         with pytest.raises(DataError, match="chunk_bytes"):
             write(r, "args", numbers(5), **options)
     with pytest.raises(DataError, match="no data set 'absent'"):
         Dataset(r, "absent")
+
+
+def test_a_client_that_decodes_is_refused_and_changes_nothing(r: redis.Redis) -> None:
+    write(r, "text", numbers(10))
+    before, decodes = {key: r.dump(key) for key in r.scan_iter()}, servers.decoding(r)
+    for call in (
+        lambda: write(decodes, "text", numbers(5)),
+        lambda: append(decodes, "text", numbers(5)),
+        lambda: delete(decodes, "text"),
+        lambda: Dataset(decodes, "text"),
+        lambda: training_data.Manifest.load(decodes, "text"),
+        lambda: training_data.demo(decodes),
+    ):
+        with pytest.raises(TypeError, match="without decode_responses=True"):
+            call()
+    assert {key: r.dump(key) for key in r.scan_iter()} == before
+
+
+@pytest.mark.real_redis
+def test_a_cluster_client_that_decodes_is_refused(cluster: redis.RedisCluster) -> None:
+    with (
+        servers.decoding(cluster) as decodes,
+        pytest.raises(TypeError, match="without decode_responses=True"),
+    ):
+        write(decodes, "text", numbers(5))
+    assert not list(cluster.scan_iter())
 
 
 def test_a_missing_chunk_names_the_setting(r: redis.Redis) -> None:
