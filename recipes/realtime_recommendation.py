@@ -32,6 +32,7 @@ import itertools
 import math
 import operator
 import random
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
@@ -48,6 +49,7 @@ ITEMS, TREND, NEW = 1_000_000, 10_000, 100  # of a namespace
 READ_HISTORY, READ_NEIGHBOURS = 20, 50  # what a recommendation looks at
 TTL_S, OFFER_TTL_S = 180 * 86_400, 86_400
 DAMPING = 0.3  # of popular candidates: 0 has none, 0.5 is that of the cosine
+MAX_WEIGHT, AHEAD_S = 1e6, 86_400  # of an event; by how much clocks may differ
 EVENTS_A_SCRIPT = 100  # longer scripts make other clients wait
 
 
@@ -83,8 +85,9 @@ def _time(at: Number | None) -> str:
     if at is None:
         return ""  # the script takes the server's time
     seconds = float(at)
-    if not abs(seconds) < 9e9:  # the year 2255
-        raise ValueError(f"at={at!r}: wanted are Unix seconds (not milliseconds), or None for now")
+    if not -9e9 < seconds < time.time() + AHEAD_S:
+        wanted = "Unix seconds (not milliseconds), at most a day ahead of here, or None for now"
+        raise ValueError(f"at={at!r}: wanted are {wanted}")
     return str(round(seconds * 1e6))
 
 
@@ -175,7 +178,8 @@ def record(
     """Store that `user` took `item` at `at` (Unix seconds; default: the server's time).
 
     `weight` > 0 says how much it means (a view 1, a purchase 5). The next recommend() knows it.
-    Raises ValueError or TypeError, before anything is sent, for what cannot be stored.
+    Raises ValueError or TypeError, before anything is sent, for what cannot be stored: also for a
+    time more than a day ahead of this machine's clock, which would lead the trend until then.
     """
     record_many(r, ns, [(user, item, weight, at)])
 
@@ -183,20 +187,32 @@ def record(
 def record_many(r: Client, ns: str, events: Iterable[tuple[Any, ...]]) -> int:
     """Store events (user, item[, weight[, at]]), 100 a round trip; return how many.
 
-    Each hundred is one script. Of a hundred with an event that is refused nothing is stored.
+    Each hundred is one script. What record() refuses, or a row of another form, refuses the whole
+    call before anything is sent; if `events` is an iterator, it refuses its hundred and the rest.
     """
+    for row in () if isinstance(events, Iterator) else events:
+        _event(row)
     prefix, count, rows = _prefix(ns), 0, iter(events)
     keys = [prefix + name for name in ("items", "trend", "new", "shown", "clicked")]
     options = [prefix, HALF_LIFE, TREND_HALF_LIFE, HISTORY, PAIRED, NEIGHBOURS, ITEMS, TREND, NEW]
-    while block := [_event(*row) for row in itertools.islice(rows, EVENTS_A_SCRIPT)]:
+    while block := [_event(row) for row in itertools.islice(rows, EVENTS_A_SCRIPT)]:
         _run(r, _RECORD, keys, [*options, TTL_S, *itertools.chain(*block)])
         count += len(block)
     return count
 
 
-def _event(user: Id, item: Id, weight: Number = 1.0, at: Number | None = None) -> tuple[str, ...]:
+def _event(row: Any) -> tuple[str, ...]:
+    if not isinstance(row, (tuple, list)) or not 2 <= len(row) <= 4:
+        raise TypeError(f"{row!r}: wanted is (user, item[, weight[, at]])")
+    return _fields(*row)
+
+
+def _fields(user: Id, item: Id, weight: Number = 1.0, at: Number | None = None) -> tuple[str, ...]:
     if not 0 < float(weight) < math.inf:
         raise ValueError(f"weight={weight!r}: wanted is a finite number above 0")
+    if float(weight) > MAX_WEIGHT:
+        why = "is this the time? it comes fourth: (user, item, weight, at)"
+        raise ValueError(f"weight={weight!r} is above {MAX_WEIGHT:,.0f}: {why}")
     return _id(user), _id(item), repr(float(weight)), _time(at)
 
 
@@ -215,7 +231,15 @@ def _prefix(ns: str) -> str:
     return f"{{{ns}}}:"
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 def _run(r: Client, script: str, keys: list[str], args: list[Any]) -> Any:
+    r = _of_bytes(r)
     try:
         return r.evalsha(hashlib.sha1(script.encode()).hexdigest(), len(keys), *keys, *args)
     except redis.exceptions.NoScriptError:
@@ -425,7 +449,7 @@ def trending(r: Client, ns: str, k: int = 10) -> list[Scored]:
 def delete(r: Client, ns: str) -> int:
     """Remove a namespace; return how many keys there were."""
     pattern = "".join(f"[{c}]" if c in "*?[" else "\\" + c if c in "\\]" else c for c in ns)
-    keys, count = r.scan_iter(match=_prefix(pattern) + "*", count=1_000), 0
+    keys, count = _of_bytes(r).scan_iter(match=_prefix(pattern) + "*", count=1_000), 0
     while block := list(itertools.islice(keys, 500)):
         count += int(r.unlink(*block))
     return count
@@ -458,7 +482,7 @@ def _ratings(file: Path) -> Iterator[tuple[str, str, float, float]]:
             try:
                 user, item, rating, seconds = row
                 event = _id(int(user)), _id(int(item)), float(rating), float(seconds)
-                _event(*event)
+                _event(event)
             except ValueError:
                 wanted = "user, item, rating above 0, Unix seconds"
                 raise BadLine(f"{file}, line {number}: {row!r} is not: {wanted}") from None

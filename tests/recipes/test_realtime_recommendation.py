@@ -265,8 +265,8 @@ def test_trending_counts_visits_and_halves_them_a_day(r: redis.Redis) -> None:
 
 
 def test_times_far_apart_neither_overflow_nor_vanish(r: redis.Redis) -> None:
-    record_many(r, "n", [("u", "a", 1, 0), ("u", "b", 1e-300, 8e9), ("v", "a", 1e300, -8e9)])
-    record_many(r, "n", [("v", "c", 1, 8e9), ("w", "c", 1, 0), ("w", "a", 1, 1)])
+    record_many(r, "n", [("u", "a", 1, -4e9), ("u", "b", 1e-300, NOW), ("v", "a", 1e6, -8e9)])
+    record_many(r, "n", [("v", "c", 1, NOW), ("w", "c", 1, -4e9), ("w", "a", 1, 1 - 8e9)])
     for item in "abc":
         assert all(0 <= s.score <= 1 + 1e-9 for s in similar(r, "n", item, 9))
     for user in "uvwx":
@@ -450,6 +450,8 @@ def test_numbers_are_names(r: redis.Redis) -> None:
     ("", "i"), ("u", ""), ("u" * 513, "i"), (b"u", "i"), ("u", None), ("u", 1.5), (True, "i"),
     ("u", "\ud800"), ("u", "i", 0), ("u", "i", -1), ("u", "i", float("nan")),
     ("u", "i", float("inf")), ("u", "i", 1, float("nan")), ("u", "i", 1, NOW * 1000),
+    ("u", "i", 1, float("-inf")), ("u", "i", 1, -1e10), ("u", "i", NOW), ("u", "i", NOW, 1),
+    ("u", "i", 1e6 + 1),
 ])  # fmt: skip
 def test_bad_events_are_refused_before_anything_is_sent(r: redis.Redis, event: Event) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -458,6 +460,59 @@ def test_bad_events_are_refused_before_anything_is_sent(r: redis.Redis, event: E
     with pytest.raises((ValueError, TypeError)):
         record(r, "n", *event[:2], **names)
     assert r.dbsize() == 0
+
+
+@pytest.mark.parametrize("row", [
+    {"user": "u", "item": "i"}, "ui", "u", b"ui", {"u", "i"}, ("u",), (), ["u"], None, 7,
+    ("u", "i", 1, NOW, "more"), np.array(["u", "i"]),
+])  # fmt: skip
+def test_a_row_of_another_form_is_refused_before_anything_is_sent(r: redis.Redis, row: Any) -> None:
+    with pytest.raises(TypeError, match=r"wanted is \(user, item\[, weight\[, at\]\]\)"):
+        record_many(r, "n", [("u", "good")] * 150 + [row])
+    assert r.dbsize() == 0
+
+
+def test_a_bad_event_refuses_the_whole_list_and_of_an_iterator_its_hundred(r: redis.Redis) -> None:
+    events = [*made_events(250), ("u", "i", 0)]
+    with pytest.raises(ValueError, match="above 0"):
+        record_many(r, "n", events)
+    assert r.dbsize() == 0
+    with pytest.raises(ValueError, match="above 0"):
+        record_many(r, "n", iter(events))
+    record_many(r, "m", events[:200])
+    first, again = ({k[4:]: v for k, v in state(r, ns).items()} for ns in "nm")
+    assert_same(first, again)
+
+
+def test_a_time_given_as_the_weight_is_told(r: redis.Redis) -> None:
+    for event in (("u", "i", NOW), ("u", "i", time.time(), 1)):
+        with pytest.raises(ValueError, match="it comes fourth"):
+            record_many(r, "n", [event])
+    record(r, "n", "u", "i", weight=1e6)
+    assert items(trending(r, "n")) == ["i"]
+
+
+def test_what_is_yet_to_come_is_refused_and_cannot_lead_the_trend(r: redis.Redis) -> None:
+    now = time.time()
+    for ahead in (2 * DAY, 365 * DAY, 1e30):
+        with pytest.raises(ValueError, match="at most a day ahead"):
+            record(r, "n", "u", "i", at=now + ahead)
+        with pytest.raises(ValueError, match="at most a day ahead"):
+            record_many(r, "n", [("u", "good"), ("u", "i", 1, now + ahead)])
+    assert r.dbsize() == 0
+    record_many(r, "n", [("u", "clocks differ", 1, now + DAY / 2), ("u", "long ago", 1, 1000.0)])
+    assert [s.score < 2 for s in trending(r, "n")] == [True, True]
+
+
+@pytest.mark.parametrize("call", [
+    lambda r: record(r, "n", "u", "i"), lambda r: record_many(r, "n", [("u", "i")]),
+    lambda r: recommend(r, "n", "u"), lambda r: similar(r, "n", "i"), lambda r: trending(r, "n"),
+    lambda r: delete(r, "n"),
+])  # fmt: skip
+def test_a_client_that_decodes_is_refused_before_anything_is_sent(call: Any) -> None:
+    nobody = redis.Redis.from_url("redis://127.0.0.1:1?decode_responses=1")  # would not connect
+    with pytest.raises(TypeError, match="without decode_responses=True"):
+        call(nobody)
 
 
 def test_bad_arguments_are_refused(r: redis.Redis) -> None:
