@@ -604,12 +604,12 @@ def demo(r: redis.Redis) -> None:
     for command in (("GET", "k"), ("SET", "k", 1), ("SET", "k", 1, "NX"), ("INCRBY", "k", 1)):
         print(*command, "is repeated" if is_idempotent(*command) else "is sent once")
     lossy(r, "INCRBY", careful=False).incr("ha:naive")
-    print("One INCR whose reply was lost, as redis-py repeats it:", r.get("ha:naive"))
+    print("One INCR whose reply was lost, as redis-py repeats it:", int(r.get("ha:naive") or 0))
     careful = lossy(r, "INCRBY", "SET")
     try:
         careful.incr("ha:careful")
     except OutcomeUnknown as error:
-        print("OutcomeUnknown:", error, "- the counter tells:", r.get("ha:careful"))
+        print("OutcomeUnknown:", error, "- the counter tells:", int(r.get("ha:careful") or 0))
     print("One SET whose reply was lost, repeated:", careful.set("ha:careful", 5))
     r.unlink("ha:naive", "ha:careful")
     print(", ".join(render_sentinel(["10.0.0.1", "10.0.0.2", "10.0.0.3"])))

@@ -331,12 +331,12 @@ def _key_checks(r: redis.Redis, p: Profile, sample: int, match: str, big: int) -
     large = sorted(entry for entry in seen if entry[0] > big)
     for key in lasting[:1]:
         yield (True, WARNING, "no-ttl", f"{len(lasting)} of {len(seen)} keys have no TTL, as "
-               f"{key!r}", "What never ends is served long after it was right.",
+               + repr(key).lstrip("b"), "What never ends is served long after it was right.",
                f"EXPIRE {_quoted(key)} 86400")
     for size, key, _ in large[-1:]:
         yield (True, WARNING, "big-key", f"{len(large)} of {len(seen)} keys exceed {big} bytes, as "
-               f"{key!r}: {size}", "All wait while it is sent: store chunks of 1 MiB, or "
-               "trim the stream; then", f"UNLINK {_quoted(key)}")
+               f"{repr(key).lstrip('b')}: {size}", "All wait while it is sent: store chunks "
+               "of 1 MiB, or trim the stream; then", f"UNLINK {_quoted(key)}")
 # fmt: on
 
 

@@ -143,7 +143,7 @@ class LanguageModel:
     def __init__(self, r: Client, name: str, order: int = 3) -> None:
         if not name or "{" in name or "}" in name or order < 1:
             raise ValueError("name: one character or more, no braces (hash tag); order: 1 or more")
-        self.r, self.name, self.order = r, name, order
+        self.r, self.name, self.order = _of_bytes(r), name, order
 
     # --8<-- [start:learn]
     # A command for each token would cost a round trip each. Most n-grams of a batch repeat, so
@@ -397,6 +397,13 @@ def _utf8(token: str) -> bytes:
     return token.encode("utf-8", "surrogatepass")
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 # --8<-- [end:mixing]
 # --8<-- [start:stream]
 # A reply sent as one message comes late, and sent through pub/sub it is lost on a reader that is
@@ -411,6 +418,7 @@ def stream_tokens(
     the same tokens again, after a crash, goes on where it ended. About `maxlen` tokens are kept.
     Raises TokenStreamError if the stream holds other tokens.
     """
+    _of_bytes(r)  # before a token is made
     stream, cancel, sent, how = f"{{{request}}}:tokens", f"{{{request}}}:cancel", 0, "done"
 
     def send(number: int, field: str, text: str) -> bool:
@@ -445,7 +453,7 @@ def stream_tokens(
 
 def cancel_tokens(r: Client, request: str, *, ttl_s: int = 600) -> None:
     """Ask the producer to stop; it does so after its next token."""
-    r.set(f"{{{request}}}:cancel", 1, ex=ttl_s)
+    _of_bytes(r).set(f"{{{request}}}:cancel", 1, ex=ttl_s)
 
 
 def read_tokens(r: Client, request: str, after: int = 0, timeout_s: float = 10) -> Iterator[str]:
@@ -456,7 +464,7 @@ def read_tokens(r: Client, request: str, after: int = 0, timeout_s: float = 10) 
     was cancelled, failed, fell silent, or lost tokens to `maxlen`; its `position` says how many
     tokens came before.
     """
-    deadline = time.monotonic() + timeout_s
+    r, deadline = _of_bytes(r), time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         try:
             stream, since = f"{{{request}}}:tokens", f"{after}-0"
@@ -489,8 +497,8 @@ def demo(r: redis.Redis) -> None:
     model = LanguageModel(r, "demo-zen", order=3)
     print(f"learned {model.learn(zen)} tokens, {len(set(zen))} different")
     for context in (["is", "better"], ["if", "the"]):
-        best = [f"{token} {p:.2f}" for token, p in model.next_tokens(context, k=3)]
-        print(*context, "...", ", ".join(best))
+        best = [f"{token!r} {p:.2f}" for token, p in model.next_tokens(context, k=3)]
+        print(f"after {' '.join(context)!r}:", ", ".join(best))
     print(f"sum over all words and unknown: {sum(p for _, p in model.next_tokens([], 999)):.6f}")
     before = model.probability("redis", ["it", "is"])
     model.learn(["what", "is", "fast", "?", "it", "is", "redis", "."])

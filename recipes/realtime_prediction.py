@@ -172,6 +172,13 @@ return stored
 """
 
 
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
 class FeatureTable:
     """Online features: one packed row an entity. Ids are strings, bytes or integers (5 is "5").
 
@@ -185,7 +192,7 @@ class FeatureTable:
     ) -> None:  # fmt: skip
         if not re.fullmatch(r"[\w.:-]+", name, re.ASCII):
             raise ValueError(f"name {name!r}: letters, digits and _ . : - only")
-        self.r, self.name, self.max_age_s, self._agreed = r, name, max_age_s, False
+        self.r, self.name, self.max_age_s, self._agreed = _of_bytes(r), name, max_age_s, False
         self.packing = Packing(schema, version)
         self._slice = min(SLICE_ROWS, SLICE_BYTES // self.packing.size)
 
@@ -223,6 +230,7 @@ class FeatureTable:
     def fetch(self, r: Client, ids: Iterable[str]) -> list[bytes | None]:
         """Return the packed rows, read by `r`; None where there is none."""
         keys, n = [f"{self.name}:row:{id}" for id in ids], self._slice
+        r = _of_bytes(r)
         mget: Any = r.mget_nonatomic if isinstance(r, redis.RedisCluster) else r.mget
         return [row for i in range(0, len(keys), n) for row in mget(keys[i : i + n])]
 
@@ -315,7 +323,7 @@ class Predictor:
         self.batches = self.failed = 0  # batches answered; reads failed in a row
         self._load_model, self._predict = load_model, predict
         self._wait_s, self._budget_s, self._reload_s = max_wait_ms / 1e3, budget_ms / 1e3, reload_s
-        self._r, self._reader, self.retry_at = r, _impatient(r, budget_ms / 2e3), 0.0
+        self._r, self._reader, self.retry_at = _of_bytes(r), _impatient(r, budget_ms / 2e3), 0.0
         self._known, self._queue = OrderedDict[str, bytes](), list[_Request]()
         self._arrived, self._full, self._closed = asyncio.Event(), asyncio.Event(), False
         self._pool = ThreadPoolExecutor(4, "predictor")
@@ -489,7 +497,8 @@ def demo(r: redis.Redis) -> None:
     two = {"visits": [70, 1], "taste": np.ones((2, 3))}
     print("taken of a new and an old event:", table.put([7, 7], two, event_time=[4e9, 1e9]))
     found, models = table.get([7, 999]), {1: 0.5}
-    print("visits of 7:", found.columns["visits"][0], "missing of 7, 999:", *found.missing)
+    seven, nobody = found.missing
+    print(f"visits of 7: {found.columns['visits'][0]}; missing: 7 {seven}, 999 {nobody}")
 
     async def serve() -> None:
         async with Predictor(
@@ -497,13 +506,15 @@ def demo(r: redis.Redis) -> None:
             max_wait_ms=20, budget_ms=2000, reload_s=0.01, default=0.0,
         ) as predict:  # fmt: skip
             answers = await asyncio.gather(*map(predict, range(200)))
-            print(len(answers), "answers,", predict.batches, "batches; 7:", answers[7].score)
+            print(f"{len(answers)} answers, {predict.batches} batches; 7: score {answers[7].score}")
             models[2] = 2.0
             while (await predict(7)).version == 1:
                 await asyncio.sleep(0.005)
-            print("after a reload, 7:", (await predict(7)).score)
+            print("after a reload, 7: score", (await predict(7)).score)
             predict.failed, predict.retry_at = 3, np.inf  # as if three reads had failed
-            print("without Redis, 7:", *(await predict(7))[:3], "999:", *(await predict(999))[:3])
+            for id in 7, 999:
+                score, version, source, *_ = await predict(id)
+                print(f"without Redis, {id}: score {score}, model {version}, source: {source}")
 
     asyncio.run(serve())
     table.delete()

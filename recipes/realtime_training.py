@@ -67,7 +67,7 @@ def emit(r: Client, stream: str, events: Iterable[tuple[Features, Any]]) -> int:
 
     Raises ValueError for an event that a trainer would refuse; none of its thousand is sent then.
     """
-    count, pipe = 0, r.pipeline(transaction=False)
+    count, pipe = 0, _of_bytes(r).pipeline(transaction=False)
     for count, (features, label) in enumerate(events, 1):
         text = json.dumps(dict(features), default=float)  # numpy's numbers
         entry = {b"x": text.encode(), b"y": b"%d" % label}
@@ -77,6 +77,13 @@ def emit(r: Client, stream: str, events: Iterable[tuple[Features, Any]]) -> int:
             pipe.execute()
     pipe.execute()
     return count
+
+
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; a client that decodes replies would take bytes for text."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
 
 
 def _parse(entry: Mapping[bytes, bytes]) -> tuple[dict[str, Any], int]:
@@ -240,7 +247,7 @@ class ModelReader:
     """Predicts by the stored weights; call refresh() as often as freshness demands."""
 
     def __init__(self, r: Client, model: str, *, learner: Learner | None = None) -> None:
-        self._r, self._model, self._keys = r, model, _keys(model)
+        self._r, self._model, self._keys = _of_bytes(r), model, _keys(model)
         self._untrained: Any = learner or FTRL()
         self.kind = getattr(self._untrained, "kind", type(self._untrained).__name__)
         self.learner: Any = self._untrained
@@ -475,7 +482,7 @@ def metrics(r: Client, model: str, *, window: int = 500) -> list[Metric]:
 
     The AUC counts pairs within a bin (1/16 of log odds) as ties; nan without both labels.
     """
-    stored: Any = r.xrange(_keys(model)[3], count=KEPT_METRICS)
+    stored: Any = _of_bytes(r).xrange(_keys(model)[3], count=KEPT_METRICS)
     rows = [_unpack(entry[b"sums"]) for _, entry in stored]
     if len(rows) < KEPT_METRICS:
         rows.insert(0, np.zeros(2 * BINS + 4))  # nothing was trimmed: they began at zero
@@ -498,13 +505,13 @@ def _auc(sums: np.ndarray[Any, Any]) -> float:
 
 def dead_letters(r: Client, model: str, *, count: int = 100) -> list[dict[str, str]]:
     """Return the last `count` refused events, the newest first: id, reason, entry (JSON)."""
-    letters: Any = r.xrevrange(_keys(model)[4], count=count)
+    letters: Any = _of_bytes(r).xrevrange(_keys(model)[4], count=count)
     return [{_text(k): _text(v) for k, v in letter.items()} for _, letter in letters]
 
 
 def delete(r: Client, model: str) -> int:
     """Remove a model's keys; return how many there were. The stream stays."""
-    return int(r.unlink(*_keys(model)))
+    return int(_of_bytes(r).unlink(*_keys(model)))
 
 
 def _text(raw: bytes) -> str:

@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import redis
-import redis.cluster
 from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,7 +47,7 @@ from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
 
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-Client = redis.Redis | redis.cluster.RedisCluster
+Client = redis.Redis | redis.RedisCluster
 
 
 class SecurityError(Exception):
@@ -120,10 +119,9 @@ ROLES = {
         "model_params/load", "realtime_prediction/get", "distributed_prediction/work",
         "realtime_training/predict", "realtime_recommendation/recommend",
         "realtime_language_model/predict"), f"%R~NAME +@read {DATA}"),
-    "publisher": Role("writes data, features, events and models", (
-        "training_data", "model_params", "distributed_prediction", "realtime_training/emit",
-        "realtime_prediction", "realtime_recommendation", "realtime_language_model"),
-        f"~NAME +@read +@write {DATA}"),
+    "publisher": Role("writes data, features, events and models", ("training_data", "model_params",
+        "distributed_prediction", "realtime_training/emit", "realtime_prediction",
+        "realtime_recommendation", "realtime_language_model"), f"~NAME +@read +@write {DATA}"),
     "monitor": Role("watches sizes, ages and load; sees no value", (),
         "%R~NAME +exists +type +ttl +pttl +strlen +llen +scard +zcard +hlen +xlen +xpending "
         "+xinfo|stream +xinfo|groups +xinfo|consumers +memory|usage",
@@ -233,7 +231,7 @@ def check_acl(
 
 def _nodes(r: Client) -> list[Any]:
     """ACLs are not replicated: each node of a cluster has its own."""
-    if isinstance(r, redis.cluster.RedisCluster):
+    if isinstance(r, redis.RedisCluster):
         return [r.get_redis_connection(node) for node in r.get_nodes()]  # type: ignore[no-untyped-call]
     return [r]
 
@@ -596,6 +594,8 @@ def _unpack(plain: memoryview) -> bytes | NDArray[Any]:
 # The smallest honest use: what a thief of the disk, or a writer with a grudge, can do to a value.
 def demo(r: redis.Redis) -> None:
     """Seal an array; move, change and play back; rotate the key; show what a reader may do."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
     ring = {"2025": bytes(range(32))}
     sealed, key, weights = Sealed(ring), "demo-security:weights", np.arange(8, dtype=np.float32)
     old = sealed.encode(weights, key, version=1)

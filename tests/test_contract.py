@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fakeredis
 import pytest
 import redis
 
@@ -45,6 +46,12 @@ def test_demo_prints_what_the_page_shows(stem: str, r: redis.Redis) -> None:
     r.set("not the demo's", 1)
     assert runs.demo_run(ROOT, stem, r) == []
     assert r.get("not the demo's") == b"1"
+
+
+@pytest.mark.parametrize("stem", stems(ROOT))
+def test_demo_works_with_a_client_that_decodes_or_refuses_it(stem: str) -> None:
+    r = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    assert runs.decoded_run(ROOT, stem, r) == []
 
 
 @pytest.mark.real_redis

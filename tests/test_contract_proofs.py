@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import fakeredis
 import pytest
 import redis
 
@@ -567,6 +568,27 @@ def test_a_changed_demo_is_told_how_to_write_its_output(house: House, r: redis.R
     house.edit("expected", "recorded 6", "recorded 7")
     (found,) = runs.demo_run(house.root, STEM, r)
     assert f".venv/bin/python -m tests.contract --write-expected {STEM}" in found
+
+
+@pytest.mark.parametrize(
+    ("line", "problems"),
+    [
+        ('    raise TypeError("not with decode_responses=True")\n', []),
+        ('    r.set("left", 1)\n    raise TypeError("decode_responses")\n', ["left 1 keys"]),
+        ('    raise AttributeError("decode")\n', ["is not refused: AttributeError"]),
+        ('    raise TypeError("bytes")\n', ["is not refused: TypeError"]),
+    ],
+)
+def test_a_demo_with_a_client_that_decodes(house: House, line: str, problems: list[str]) -> None:
+    house.edit(
+        "recipe",
+        '    delete(r, "demo:running_mean")\n',
+        '    delete(r, "demo:running_mean")\n' + line,
+    )
+    r = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    found = runs.decoded_run(house.root, STEM, r)
+    assert len(found) == len(problems)
+    assert all(problem in text for problem, text in zip(problems, found, strict=True))
 
 
 @pytest.mark.real_redis

@@ -111,6 +111,21 @@ def write_expected(root: Path, stem: str, r: redis.Redis) -> Path:
     return path
 
 
+def decoded_run(root: Path, stem: str, r: redis.Redis) -> list[str]:
+    """With a client that decodes, the demo prints the same, or refuses it and has written nothing.
+
+    What fails late, in the middle of a reply, has often written before.
+    """
+    try:
+        return demo_run(root, stem, r)
+    except Exception as error:
+        is_refused = isinstance(error, TypeError) and "decode_responses" in str(error)
+        problems = [] if is_refused else [f"a client that decodes is not refused: {error!r}"]
+    if keys := r.dbsize():
+        problems.append(f"with a client that decodes, demo left {keys} keys")
+    return problems
+
+
 def modules_of(packages: set[str]) -> set[str]:
     """The modules that `pip install` of these packages brings, without extras."""
     brought, waiting = set(), set(packages)

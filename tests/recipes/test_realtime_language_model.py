@@ -597,6 +597,21 @@ def test_refuses_what_it_cannot_do(r: redis.Redis) -> None:
     assert other.next_tokens(["a"], 1)[0][0] == "b"
 
 
+@pytest.mark.parametrize("call", [
+    lambda r: LanguageModel(r, "m"), lambda r: stream_tokens(r, "q", untouched()),
+    lambda r: recipe.cancel_tokens(r, "q"), lambda r: list(read_tokens(r, "q")),
+])  # fmt: skip
+def test_a_client_that_decodes_is_refused_before_anything_is_sent(call: Any) -> None:
+    nobody = redis.Redis.from_url("redis://127.0.0.1:1?decode_responses=1")  # would not connect
+    with pytest.raises(TypeError, match="without decode_responses=True"):
+        call(nobody)
+
+
+def untouched() -> Iterator[str]:
+    raise AssertionError("a token was made")
+    yield ""
+
+
 # --- Token streams --------------------------------------------------------------------------------
 
 

@@ -306,6 +306,17 @@ def test_a_hundred_entities_are_one_round_trip(
     assert sent == ["MGET"] * 3
 
 
+@pytest.mark.parametrize("call", [
+    lambda r, table: rp.FeatureTable(r, "t", SCHEMA), lambda r, table: table.fetch(r, ["1"]),
+    lambda r, table: rp.Predictor(r, table, fixed, double),
+])  # fmt: skip
+def test_a_client_that_decodes_is_refused_before_anything_is_sent(call: Any) -> None:
+    nobody = redis.Redis.from_url("redis://127.0.0.1:1?decode_responses=1")  # would not connect
+    table = rp.FeatureTable(redis.Redis(), "t", SCHEMA)
+    with pytest.raises(TypeError, match="without decode_responses=True"):
+        call(nobody, table)
+
+
 def test_delete_removes_rows_or_all(r: redis.Redis) -> None:
     table = simple(r, 1500)
     r.set("other", 1)

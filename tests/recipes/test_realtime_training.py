@@ -569,6 +569,17 @@ def test_bad_arguments_are_refused(r: redis.Redis) -> None:
             OnlineTrainer(r, "m", "s", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("call", [
+    lambda r: emit(r, "s", EVENTS[:1]), lambda r: OnlineTrainer(r, "m", "s"),
+    lambda r: ModelReader(r, "m"), lambda r: metrics(r, "m"), lambda r: rt.dead_letters(r, "m"),
+    lambda r: rt.delete(r, "m"),
+])  # fmt: skip
+def test_a_client_that_decodes_is_refused_before_anything_is_sent(call: Any) -> None:
+    nobody = redis.Redis.from_url("redis://127.0.0.1:1?decode_responses=1")  # would not connect
+    with pytest.raises(TypeError, match="without decode_responses=True"):
+        call(nobody)
+
+
 def test_delete_leaves_nothing_of_the_model(r: redis.Redis) -> None:
     emit(r, "s", EVENTS[:5])
     OnlineTrainer(r, "m", "s").run(idle_s=0)

@@ -554,6 +554,18 @@ def test_a_fresh_server_has_findings(admin: redis.Redis) -> None:
 
 
 @pytest.mark.real_redis
+def test_users_are_looked_at_by_a_client_that_decodes_too(
+    server: servers.Server, admin: redis.Redis
+) -> None:
+    decodes = redis.Redis.from_url(f"{server.url}?decode_responses=1")
+    apply(admin, render_acl("shop", passwords=dict.fromkeys(ROLES, "old")))
+    with contextlib.closing(decodes):
+        assert check_acl(decodes, "shop") == check_acl(admin, "shop") != []
+        assert rotate_password(decodes, "trainer", str, new="new", grace_s=0) == "new"
+    assert "several passwords" not in str(check_acl(admin))
+
+
+@pytest.mark.real_redis
 def test_rendered_users_are_trusted_until_they_drift(admin: redis.Redis) -> None:
     general = what(check_acl(admin))
     assert what(check_acl(admin, "shop")) - general == {
