@@ -42,7 +42,7 @@ def _texts(root: Path) -> Iterator[Path]:
     suffixes = {".py", ".md", ".ipynb", ".txt", ".toml", ".yml", ".yaml", ".css", ""}
     skipped = {"site", "build", "node_modules", "__pycache__"}
     for path in sorted(root.iterdir()):
-        if path.is_file() and path.suffix in suffixes:
+        if path.is_file() and path.suffix in suffixes and not path.name.startswith(".coverage"):
             yield path
         elif path.name == ".ci" or (path.name[0] != "." and path.name not in skipped):
             inside = (p for p in sorted(path.rglob("*")) if p.suffix in suffixes and p.is_file())
