@@ -218,17 +218,19 @@ def _state_of(pid: int) -> str:
     """Return the letter that ps shows for a process, or "" if it is gone.
 
     Small images have no ps, but Linux tells the same in /proc. With neither, a zombie passes
-    for a process.
+    for a process. A zombie with threads still has its sockets: it counts as running, "R".
     """
     if (PROC / "self" / "stat").exists():
         try:
             stat = (PROC / f"{pid}" / "stat").read_text(errors="replace")
         except OSError:  # ProcessLookupError if it goes while it is read
             return ""
-        return stat.rpartition(")")[2].split()[0]  # "pid (name) state ...": a name may hold both
+        fields = stat.rpartition(")")[2].split()  # "pid (name) state ...": a name may hold both
+        return "R" if fields[0] == "Z" and int(fields[17]) > 1 else fields[0]
     if shutil.which("ps"):
         ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-        return ps.stdout.strip()[:1]
+        letters = ps.stdout.strip()
+        return "R" if letters[:1] == "Z" and "l" in letters else letters[:1]
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

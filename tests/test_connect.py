@@ -219,6 +219,29 @@ def test_a_process_that_has_ended_is_told_from_one_that_runs(
     assert recipes._state_of(ended.pid) == ""
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it asks Linux's own calls")
+@pytest.mark.parametrize("by", ["/proc", "ps"])
+def test_a_process_whose_threads_still_run_has_not_ended(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import ctypes, threading, time; print(flush=True);"
+        "threading.Thread(target=time.sleep, args=(600,)).start();"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        stat = Path(f"/proc/{running.pid}/stat")
+        servers.wait_until(lambda: ") Z " in stat.read_text(), what="its first thread is gone")
+        if by == "ps":
+            monkeypatch.setattr(recipes, "PROC", tmp_path)
+        assert recipes._state_of(running.pid) == "R"
+    finally:
+        running.kill()
+        running.communicate()
+    assert recipes._state_of(running.pid) == ""
+
+
 @pytest.mark.real_redis
 def test_no_folder_is_left_of_a_server_that_is_stopped(
     server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
