@@ -94,7 +94,7 @@ def packages(name: str) -> str:
 def title(name: str) -> str:
     """Return what a recipe is called everywhere: its page's heading."""
     page = ROOT / "docs" / "recipes" / f"{name}.md"
-    return page.read_text().partition("\n")[0].removeprefix("# ")
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

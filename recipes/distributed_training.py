@@ -100,13 +100,13 @@ class AllReduce:
         for start in range(0, max(1, flat.size), step):
             block, out = flat[start : start + step], mean[start : start + step]
             cuts = [slice(block.size * i // n, block.size * (i + 1) // n) for i in range(n)]
-            shard = out if n == 2 else out[cuts[self.rank]]  # reduced in its place
+            cuts = [slice(None)] * 2 if n == 2 else cuts
+            shard = out[cuts[self.rank]]  # reduced in its place
             with self._one_round():
-                parts = [block] * n if n == 2 else [block[cut] for cut in cuts]
-                for i, part in self._swap(0, parts, flat):
+                for i, part in self._swap(0, [block[cut] for cut in cuts], flat):
                     np.add(shard if i else 0, part, out=shard)
                 shard /= n
-                for i, part in self._swap(1, [shard] * n, flat) if n > 2 else ():
+                for i, part in self._swap(1, [shard] * n, flat) if n != 2 else ():
                     if i != self.rank:
                         out[cuts[i]] = part
         return mean.reshape(array.shape)
@@ -285,11 +285,16 @@ return {string.format('%.0f', generation), world, #live, alive and 1 or 0}
 """
 
 
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
 def _of_bytes(r: Client) -> Client:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 class Lease:

@@ -81,8 +81,9 @@ def load(r: Client, name: str, like: Vector) -> Vector | None:
 
 def delete(r: Client, name: str, like: Vector) -> None:
     """Delete the chunks of a vector like `like`."""
+    r = _of_bytes(r)
     for i in range(-(-like.nbytes // CHUNK)):
-        _of_bytes(r).unlink(f"{name}:{i}")
+        r.unlink(f"{name}:{i}")
 
 
 def _head(name: str, i: int, vector: Vector, chunk: memoryview) -> bytes:
@@ -90,11 +91,16 @@ def _head(name: str, i: int, vector: Vector, chunk: memoryview) -> bytes:
     return HEAD.pack(b"PSV1", DTYPES.index(vector.dtype.str), vector.size, digest)
 
 
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
 def _of_bytes(r: Client) -> Client:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 # --8<-- [end:vectors]

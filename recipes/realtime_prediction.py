@@ -172,11 +172,16 @@ return stored
 """
 
 
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
 def _of_bytes(r: Client) -> Client:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 class FeatureTable:

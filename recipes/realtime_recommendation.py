@@ -191,7 +191,7 @@ def record_many(r: Client, ns: str, events: Iterable[tuple[Any, ...]]) -> int:
     call before anything is sent; if `events` is an iterator, it refuses its hundred and the rest.
     """
     for row in () if isinstance(events, Iterator) else events:
-        _event(row)
+        _event(row)  # not kept: the strings of a long list would take several times its memory
     prefix, count, rows = _prefix(ns), 0, iter(events)
     keys = [prefix + name for name in ("items", "trend", "new", "shown", "clicked")]
     options = [prefix, HALF_LIFE, TREND_HALF_LIFE, HISTORY, PAIRED, NEIGHBOURS, ITEMS, TREND, NEW]
@@ -231,11 +231,16 @@ def _prefix(ns: str) -> str:
     return f"{{{ns}}}:"
 
 
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
 def _of_bytes(r: Client) -> Client:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 def _run(r: Client, script: str, keys: list[str], args: list[Any]) -> Any:

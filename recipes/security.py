@@ -594,8 +594,7 @@ def _unpack(plain: memoryview) -> bytes | NDArray[Any]:
 # The smallest honest use: what a thief of the disk, or a writer with a grudge, can do to a value.
 def demo(r: redis.Redis) -> None:
     """Seal an array; move, change and play back; rotate the key; show what a reader may do."""
-    if r.get_encoder().decode_responses:
-        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    _of_bytes(r)
     ring = {"2025": bytes(range(32))}
     sealed, key, weights = Sealed(ring), "demo-security:weights", np.arange(8, dtype=np.float32)
     old = sealed.encode(weights, key, version=1)
@@ -618,6 +617,18 @@ def demo(r: redis.Redis) -> None:
     print("to read a data set it takes:", rules("training_data/read", "shop"))
     r.unlink(key)
     print("A value opens only in its place, in its version, with its key; few rights will do.")
+
+
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; raise TypeError if it decodes replies."""
+    if r.get_encoder().decode_responses:
+        raise TypeError("give a client without decode_responses=True: values here are bytes")
+    return r
+
+
+# --8<-- [end:shared-client]
 
 
 # --8<-- [end:usage]

@@ -30,6 +30,7 @@ import redis
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+Client = redis.Redis
 Array = NDArray[Any]
 Records = Iterable[bytes]
 LEVELS = {"zlib": (0, 9, 6), "lz4": (0, 12, 0), "zstd": (-7, 22, 3)}  # lowest, highest, default
@@ -342,11 +343,16 @@ def demo(r: redis.Redis) -> None:
     print("Redis stores what it is sent: the codec decides how much, and what is lost.")
 
 
-def _of_bytes(r: redis.Redis) -> redis.Redis:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 # --8<-- [end:usage]

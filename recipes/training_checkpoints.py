@@ -34,6 +34,8 @@ import redis
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+Client = redis.Redis  # or a RedisCluster, which has the same commands
+
 CHUNK, AT_ONCE = 1 << 20, 8  # bytes in a value (a long one makes others wait), values in a reply
 MAX_BYTES = 16 << 30  # of a checkpoint: a larger one is refused, by save and by load
 STAGING_TTL_MS = 3_600_000  # longer than any upload takes
@@ -221,11 +223,16 @@ class Checkpoint(NamedTuple):
     state: Any
 
 
-def _of_bytes(r: redis.Redis) -> redis.Redis:
-    """Return `r`; a client that decodes replies would take bytes for text."""
+# --8<-- [start:shared-client]
+# A client that decodes would fail late: at the first reply that is no text, after it has written.
+def _of_bytes(r: Client) -> Client:
+    """Return `r`; raise TypeError if it decodes replies."""
     if r.get_encoder().decode_responses:
         raise TypeError("give a client without decode_responses=True: values here are bytes")
     return r
+
+
+# --8<-- [end:shared-client]
 
 
 class Checkpoints:
@@ -234,7 +241,7 @@ class Checkpoints:
     Raises TypeError if `r` decodes responses, ValueError for a run with braces, or keep < 1.
     """
 
-    def __init__(self, r: redis.Redis, run: str, *, keep: int = 3) -> None:
+    def __init__(self, r: Client, run: str, *, keep: int = 3) -> None:
         if not run or set(run) & set("{}") or keep < 1:
             raise ValueError(f"run must be a name without braces, keep 1 or more: {run!r}, {keep}")
         self.r, self.run, self.keep = _of_bytes(r), run, int(keep)

@@ -439,9 +439,9 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "sums are added in rank order",
-            "for i, part in self._swap(0, parts, flat):\n"
+            "for i, part in self._swap(0, [block[cut] for cut in cuts], flat):\n"
             "                    np.add(shard if i else 0, part, out=shard)",
-            "for i, part in [*self._swap(0, parts, flat)][::-1]:\n"
+            "for i, part in [*self._swap(0, [block[cut] for cut in cuts], flat)][::-1]:\n"
             "                    np.add(shard if i < n - 1 else 0, part, out=shard)",
             "test_mean_is_numpys_and_equal_to_the_bit",
         ),

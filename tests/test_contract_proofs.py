@@ -124,6 +124,9 @@ def another_recipe(house: House) -> None:
     house.edit("page", "### Mean", f'--8<-- "recipes/{STEM}.py:shared-x"\n\n### Mean')
 
 
+SHARED = "# --8<-- [start:shared-y]\n# Why.\n# --8<-- [end:shared-y]\n"
+
+
 def change_cell(number: int, change: dict) -> Callable[[House], None]:
     return lambda house: house.edit_notebook(lambda book: book["cells"][number].update(change))
 
@@ -322,6 +325,7 @@ BAD: dict[str, list[Callable[[House], object]]] = {
     "page_sections": [
         edit("page", f"```python\n{INCLUDE_MEAN}\n```\n", ""),
         edit("page", "One command reads both sums, so that they are of one moment.\n", ""),
+        top(SHARED),
     ],
     "page_includes": [
         prose(f'--8<-- "{RECIPE}:nowhere"'),
@@ -496,6 +500,7 @@ EXCUSED = [
         needs("redis numpy; optional: torch, lz4"),
         inside("[importlib.import_module(m) for m in ('torch', 'lz4')]"),
     ),
+    edit("recipe", "def mean(", SHARED + "\n\ndef mean("),  # within a section that is shown
     all_of(top(CLASS), prose(f'--8<-- "{RECIPE}:a"')),
     top("class _Wrong(ValueError): ...\n\n\nclass _Worse(_Wrong): ...\n\n"),
     edit("recipe", "def delete(r: Client, name", "def delete(r: Client, more: str, name"),

@@ -42,8 +42,9 @@ def page_promise(recipe: Recipe) -> Iterable[str]:
 @rule("page", "recipe")
 def page_sections(recipe: Recipe) -> Iterable[str]:
     included = {section for path, section in INCLUDE.findall(recipe.page) if path.endswith(".py")}
-    for section in recipe.sections:
-        if section not in included:
+    shown = [recipe.sections[name] for name in included if name in recipe.sections]
+    for section, (start, end) in recipe.sections.items():
+        if not any(first <= start and end <= last for first, last in shown):
             yield f'the page lacks --8<-- "{recipe.name("recipe")}:{section}"'
     for block in re.split(r"(?m)^### ", recipe.under("How it works"))[1:]:
         heading, _, body = block.partition("\n")
