@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from benchmarks.harness import Benchmark
+from benchmarks.harness import Benchmark, ratio_text
 from recipes import connect, url_of
 from recipes.distributed_prediction import delete, pack, progress, submit, unpack, work
 
@@ -210,7 +210,7 @@ def queues(bench: Benchmark, r: redis.Redis, folder: Path) -> None:
         f"Rows per second of the two tables above; 1 is {against!r} with one row a job.",
         ("way", "one row a job", "ratio", f"{ROWS} rows a job", "ratio"),
         [
-            (name, f"{one:,.0f}", f"{one / base:.3g}", f"{many:,.0f}", f"{many / base:.3g}")
+            (name, f"{one:,.0f}", ratio_text(one / base), f"{many:,.0f}", ratio_text(many / base))
             for name, (one, many) in rates.items()
         ],
     )

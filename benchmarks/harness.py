@@ -85,7 +85,7 @@ class Benchmark:
             for label, (_, done) in runs.items()
         }  # fmt: skip
         rows = [
-            (t.name, f"{_short(t.rate)} {unit}/s", f"{t.ratio:.3g}",
+            (t.name, f"{_short(t.rate)} {unit}/s", ratio_text(t.ratio),
              f"{_seconds(t.seconds)} ({_seconds(t.fastest)} to {_seconds(t.slowest)})")
             for t in timings.values()
         ]  # fmt: skip
@@ -210,6 +210,11 @@ def _short(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def ratio_text(value: float) -> str:
+    """Return three digits, never as 1.5e+03: readers compare these."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _seconds(value: float) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from benchmarks import harness
 
 ROOT = Path(__file__).parent.parent
-ROW = re.compile(r"(?m)^\| (.+?) \| [^|]+/s \| ([\d.e+-]+) \| [^|]+\|$")
+ROW = re.compile(r"(?m)^\| (.+?) \| [^|]+/s \| ([\d.,e-]+) \| [^|]+\|$")
 MACHINE = re.compile(r"(?m)^Measured on: (.+)\.$")
 
 
@@ -76,15 +76,16 @@ HEADLINES = (
     Headline("distributed_training", "processes-4", "mean over 4 processes", "this recipe",
              "naive: whole gradients, polling", ("torch.distributed, gloo",),
              "limit: the same bytes, SET and GET"),
-    Headline("parameter_server", "uneven", "steps of uneven workers", "staleness=2",
+    Headline("parameter_server", "uneven", "steps of uneven workers, staleness 2", "staleness=2",
              "naive: overwrite (loses gradients)", ("synchronous: distributed_training",),
              "no bound"),
-    Headline("distributed_prediction", "naive", "rows predicted and stored",
+    Headline("distributed_prediction", "naive", "rows predicted, 256 a batch",
              "recipe, batches of 256 rows", "LPOP, predict, HSET of JSON, row by row", (),
              "limit: the same bytes by LPOP and HSET of 100, nothing else"),
     Headline("distributed_prediction", "one-row", "jobs of one row", "recipe", "", QUEUES),
     Headline("distributed_prediction", "many-rows", "jobs of many rows", "recipe", "", QUEUES),
-    Headline("realtime_training", "speed", "predict, then learn", "recipe, mini-batches of 64",
+    Headline("realtime_training", "speed", "predict, then learn, 64 a batch",
+             "recipe, mini-batches of 64",
              "naive: river, a read and a write of the model an event",
              ("river alone, no Redis",), "limit: only reading the stream"),
     Headline("realtime_prediction", "read", "features of 100 entities", "this recipe: get()",
@@ -138,8 +139,8 @@ is slower.
 - **naive**: what people write first.
 - **peer**: what a reader would use instead, with Redis or without. A faster peer often does less:
   it reads files on one machine, or does not check what arrives.
-- **limit**: the same bytes with nothing else done, or the same work without the guarantee. How far
-  below 1 a recipe is against it, is what its guarantees cost.
+- **limit**: the same bytes with nothing else done, or the same work without the guarantee. The
+  distance below 1 is what the recipe's own work and its guarantees cost.
 
 The table divides by the other way. The picture shows each way's own rate: the recipe is 1, **what
 stands left of it is slower, what stands right of it is faster** than the recipe.
@@ -169,7 +170,7 @@ def tables(text: str) -> dict[str, dict[str, float]]:
     """Section -> label -> ratio, of the comparisons on a benchmark's page."""
     sections = re.findall(r"\[start:([\w-]+)\] -->\n(.*?)<!-- --8<-- \[end:", text, re.DOTALL)
     rows = (
-        (name, {label: float(ratio) for label, ratio in ROW.findall(body)})
+        (name, {label: float(ratio.replace(",", "")) for label, ratio in ROW.findall(body)})
         for name, body in sections
     )
     return {name: found for name, found in rows if found}
@@ -200,7 +201,9 @@ def table(found: list[Ratios]) -> str:
     ]
     for row in found:
         h = row.headline
-        peers = "<br>".join(f"{ratio:.3g}: {peer}" for peer, ratio in row.peers.items())
+        peers = "<br>".join(
+            f"{harness.ratio_text(ratio)}: {peer}" for peer, ratio in row.peers.items()
+        )
         cells = (
             f"[{h.stem}]({h.stem}.md)", h.work, _cell(row.naive), peers, _cell(row.limit)
         )  # fmt: skip
@@ -209,7 +212,7 @@ def table(found: list[Ratios]) -> str:
 
 
 def _cell(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.3g}"
+    return "" if ratio is None else harness.ratio_text(ratio)
 
 
 def machines(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Share a prediction job among workers: every batch gets exactly one result.
+"""Share a prediction job among workers: one result a batch, or a dead letter.
 
 Use when: predictions for many batches keep several processes or machines busy, and workers may
     start late, crash or hang without a batch being lost or counted twice.

@@ -493,7 +493,7 @@ appendonly yes
 # A replica that was away for a moment catches up from this, without a full copy.
 repl-backlog-size 64mb
 # With fewer replicas in touch (see min-replicas-max-lag: 10 s) writes are refused. That bounds
-# what a failover loses. It does not prevent it: confirmed() does.
+# what a failover loses. For a single write, confirmed() waits until replicas have it.
 min-replicas-to-write {min_replicas}
 requirepass {password}
 masterauth {password}

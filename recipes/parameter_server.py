@@ -1,4 +1,4 @@
-"""Asynchronous training: nobody waits for the slowest by more than `staleness`.
+"""Asynchronous training: no worker gets more than `staleness` steps ahead.
 
 Use when: workers of uneven speed train one model, and waiting for the slowest at each step costs
     more than gradients that are a few steps old.

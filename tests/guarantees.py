@@ -61,6 +61,9 @@ when they last passed. A run of the tests wrote it:
 - A row without any mark needs no server: the test is about bytes, numbers or files. A child that
   kills itself is not seen, so no mark does not mean that nothing was killed.
 
+Other versions that a recipe names under `Needs:` follow from the documentation of the commands
+it uses; they were not tested.
+
 A power cut, a disk that lies about fsync and a network between machines are not in this table.
 """
 
