@@ -17,7 +17,7 @@ from pygments.lexers import PythonLexer
 
 ROOT = Path(__file__).parent.parent
 
-# The chapters of the site, in reading order. A recipe appears as soon as its page is there.
+# The chapters of the site, in reading order.
 CHAPTERS = {
     "Data": ("training_data", "tensor_compression"),
     "Models": ("model_params", "training_checkpoints"),
@@ -30,6 +30,7 @@ CHAPTERS = {
     ),
     "Operations": ("persistence", "high_availability", "security"),
 }
+RECIPES = [name for names in CHAPTERS.values() for name in names]
 
 # What somebody types who has the problem and does not know our name for it. The search finds it,
 # and the page shows it.
@@ -66,14 +67,6 @@ SEARCH_WORDS = {
 }
 
 
-def recipes() -> dict[str, list[str]]:
-    """Return the names of the recipes that there are, by chapter."""
-    return {
-        chapter: [name for name in names if (ROOT / "recipes" / f"{name}.py").exists()]
-        for chapter, names in CHAPTERS.items()
-    }
-
-
 def header(name: str) -> str:
     module = ast.parse((ROOT / "recipes" / f"{name}.py").read_text())
     return ast.get_docstring(module) or ""
@@ -98,8 +91,6 @@ def title(name: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    chapters = {chapter: names for chapter, names in recipes().items() if names}
-    every = [name for names in chapters.values() for name in names]
     config.nav = [
         {"Home": "index.md"},
         {"Which recipe?": "choosing.md"},
@@ -107,11 +98,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Glossary": "glossary.md"},
         *(
             {chapter: [{title(name): f"recipes/{name}.md"} for name in names]}
-            for chapter, names in chapters.items()
+            for chapter, names in CHAPTERS.items()
         ),
         {
             "Notebooks": [
-                *({title(name): f"notebooks/{name}.ipynb"} for name in every),
+                *({title(name): f"notebooks/{name}.ipynb"} for name in RECIPES),
                 {"End to end": "notebooks/end_to_end.ipynb"},
             ]
         },
@@ -119,7 +110,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {
             "Benchmarks": [
                 {"All recipes": "benchmarks/index.md"},
-                *({title(name): f"benchmarks/{name}.md"} for name in every),
+                *({title(name): f"benchmarks/{name}.md"} for name in RECIPES),
             ]
         },
     ]
@@ -128,7 +119,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 @event_priority(100)  # before mkdocs-jupyter, which renders the notebooks among the files
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for name in (name for names in recipes().values() for name in names):
+    for name in RECIPES:
         notebook = f"notebooks/{name}.ipynb"
         files.append(File(notebook, str(ROOT), config.site_dir, config.use_directory_urls))
         recipe = str(ROOT / "recipes" / f"{name}.py")
@@ -145,8 +136,7 @@ def split(page: Page) -> tuple[str, str]:
     """Return folder and name of a page that belongs to a recipe, otherwise two empty strings."""
     folder, _, file = page.file.src_uri.rpartition("/")
     name = file.partition(".")[0]
-    is_ours = folder in ABOUT and any(name in names for names in recipes().values())
-    return (folder, name) if is_ours else ("", "")
+    return (folder, name) if folder in ABOUT and name in RECIPES else ("", "")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:
@@ -183,8 +173,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     rest = rest.replace(
         '<div class="highlight">', '<div class="highlight" data-search-exclude="true">'
     )
-    every = [name for names in recipes().values() for name in names]
-    before, after = every[: every.index(name)][-1:], every[every.index(name) + 1 :][:1]
+    at = RECIPES.index(name)
+    before, after = RECIPES[:at][-1:], RECIPES[at + 1 :][:1]
     take = config.theme.get_env().get_template("recipe.html")
     box = take.render(
         config=config,

@@ -6,6 +6,7 @@ recipes' own first lines. tests/test_index.py catches drift.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from tests.contract import ROOT, Recipe, chapters, stems
 
 COMMAND = ".venv/bin/python -m tests.index --write"
-PAGES = ("README.md", "docs/index.md", "docs/choosing.md")
+PAGES = ("README.md", "docs/index.md")
 MARKED = re.compile(r"(<!-- recipes:start -->\n).*?(<!-- recipes:end -->)", re.DOTALL)
 
 
@@ -34,22 +35,27 @@ def table(root: Path, *, on_site: bool) -> str:
 
 
 def with_index(root: Path, page: str) -> str:
-    """The text of a page as it should be."""
+    """The text of a page as it should be; LookupError if it has no markers."""
     text = (root / page).read_text(encoding="utf-8")
     rows = table(root, on_site=page.startswith("docs/"))
-    return MARKED.sub(lambda match: f"{match[1]}\n{rows}\n{match[2]}", text)
+    text, count = MARKED.subn(lambda match: f"{match[1]}\n{rows}\n{match[2]}", text)
+    if count != 1:
+        raise LookupError(f"{page}: put the markers of the index back, once")
+    return text
 
 
-def main(arguments: list[str], root: Path = ROOT) -> int:
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Write the index, or say where it has drifted."""
-    pages = [page for page in PAGES if (root / page).exists()]
-    drifted = [p for p in pages if (root / p).read_text(encoding="utf-8") != with_index(root, p)]
+    parser = argparse.ArgumentParser(prog="python -m tests.index", description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args(arguments).write
+    drifted = [p for p in PAGES if (root / p).read_text(encoding="utf-8") != with_index(root, p)]
     for page in drifted:
-        if arguments == ["--write"]:
+        if write:
             (root / page).write_text(with_index(root, page), encoding="utf-8")
-        print(f"{page}: {'written' if arguments else f'has drifted: {COMMAND}'}")
-    return int(bool(drifted) and arguments != ["--write"])
+        print(f"{page}: {'written' if write else f'has drifted: {COMMAND}'}")
+    return int(bool(drifted) and not write)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

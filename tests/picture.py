@@ -6,7 +6,6 @@ Each place is a link to a recipe. tests/test_pages.py holds that every recipe ha
 
 from __future__ import annotations
 
-import sys
 from html import escape
 from typing import NamedTuple
 
@@ -147,4 +146,3 @@ def draw() -> str:
 if __name__ == "__main__":
     FILE.write_text(draw(), encoding="utf-8")
     print(f"wrote {FILE}")
-    sys.exit()

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from recipes import GuardedServer, embedded_binary, free_port
+from recipes import GuardedServer, embedded_binary
 
 VOLATILE = ("--save", "", "--appendonly", "no")
 FAST_REPLICATION = ("--repl-diskless-sync-delay", "0")
@@ -42,14 +42,20 @@ def binary(kind: str) -> Path:
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0, what: str = "") -> None:
-    """Poll until `condition()` is true; connection errors count as false."""
+    """Poll until `condition()` is true; an error of the server or the connection counts as false.
+
+    The TimeoutError shows the last such error: a command that is refused would be silent else.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
+        last: redis.RedisError | None = None
+        try:
             if condition():
                 return
+        except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError) as error:
+            last = error
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout_s} s: {what or condition}")
+            raise TimeoutError(f"not within {timeout_s} s: {what or condition}") from last
         time.sleep(0.01)
 
 
@@ -182,24 +188,20 @@ def cluster(
 
 @contextlib.contextmanager
 def sentinel(
-    kind: str = "valkey",
-    *options: str,
-    replicas: int = 2,
-    sentinels: int = 3,
-    service: str = "main",
+    kind: str = "valkey", *options: str, replicas: int = 2
 ) -> Iterator[tuple[Server, list[Server], list[Server]]]:
-    """A primary, its replicas, and the Sentinels that watch them (down-after 1000 ms, quorum 2)."""
+    """A primary, its replicas, and three Sentinels that watch them as "main" (quorum 2)."""
     used.add("sentinel")
     with contextlib.ExitStack() as stack:
         primary, followers = stack.enter_context(replicated(kind, *options, replicas=replicas))
         watchers = []
-        for _ in range(sentinels):
-            watcher = _sentinel_process(kind, primary.port, service, min(2, sentinels))
+        for _ in range(3):
+            watcher = _sentinel_process(kind, primary.port)
             stack.callback(watcher.stop)
             watchers.append(watcher)
         for watcher in watchers:
             wait_until(
-                lambda w=watcher: _sees(w, service, replicas, sentinels - 1),  # type: ignore[misc]
+                lambda w=watcher: _sees(w, replicas),  # type: ignore[misc]
                 what="each Sentinel sees the others and the replicas",
             )
         yield primary, followers, watchers
@@ -209,18 +211,16 @@ def _cluster_info(client: redis.Redis) -> dict[str, str]:
     return client.execute_command("CLUSTER INFO")
 
 
-def _sentinel_process(kind: str, primary_port: int, service: str, quorum: int) -> Server:
+def _sentinel_process(kind: str, primary_port: int) -> Server:
     folder = Path(tempfile.mkdtemp(prefix="cookbook-"))
     (folder / "sentinel.conf").write_text(
-        f"sentinel monitor {service} 127.0.0.1 {primary_port} {quorum}\n"
-        f"sentinel down-after-milliseconds {service} 1000\n"
-        f"sentinel failover-timeout {service} 4000\n"
+        f"sentinel monitor main 127.0.0.1 {primary_port} 2\n"
+        "sentinel down-after-milliseconds main 1000\n"
+        "sentinel failover-timeout main 4000\n"
     )
-    return Server(
-        binary(kind), str(folder / "sentinel.conf"), "--sentinel", port=free_port(), folder=folder
-    )
+    return Server(binary(kind), str(folder / "sentinel.conf"), "--sentinel", folder=folder)
 
 
-def _sees(watcher: Server, service: str, replicas: int, others: int) -> bool:
-    state = watcher.client().sentinel_master(service)
-    return state["num-slaves"] == replicas and state["num-other-sentinels"] == others
+def _sees(watcher: Server, replicas: int) -> bool:
+    state = watcher.client().sentinel_master("main")
+    return state["num-slaves"] == replicas and state["num-other-sentinels"] == 2

@@ -29,7 +29,7 @@ from docs import hooks
 CHROMIUM = shutil.which("chromium")
 WIDE, NARROW = (1400, 900), (390, 844)
 FOLDERS = ("recipes", "notebooks", "benchmarks", "")
-NAMES = [name for names in hooks.recipes().values() for name in names]
+NAMES = hooks.RECIPES
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")  # axe-core, as npm has it
 
 ARGUMENTS = [
@@ -142,7 +142,7 @@ def findings(
     response = page.goto(address + path, wait_until="load")
     assert response
     diagrams = response.text().count('<pre class="mermaid"')
-    found = [*undrawn(page, diagrams), *links.broken(page, address + path), *no_label(page)]
+    found = [*undrawn(page, diagrams), *links.broken(page, address, path), *no_label(page)]
     page.evaluate(FEWER_TOKENS)
     page.evaluate(AXE.read_text())
     for pixels, scheme, rules in views:
@@ -194,12 +194,11 @@ class Links:
         self.site = site
         self.anchors: dict[Path, set[str]] = {}
 
-    def broken(self, page: Page, here: str) -> list[str]:
-        base = here[: here.index("/", len("http://")) + len(f"/{self.site.name}/")]
+    def broken(self, page: Page, base: str, path: str) -> list[str]:
         return [
             f"the link {link!r} leads nowhere"
             for link in dict.fromkeys(page.evaluate(LINKS))
-            if not self.leads_somewhere(urljoin(here, link), base)
+            if not self.leads_somewhere(urljoin(base + path, link), base)
         ]
 
     def leads_somewhere(self, link: str, base: str) -> bool:
@@ -341,10 +340,8 @@ def test_three_lines_and_the_links_beside_them(name: str, page: Page, address: s
     assert [link.removeprefix(address) for link in links] == wanted
 
 
-WORDS = {"resume": "training_checkpoints", "too much memory": "tensor_compression"}
+WORDS = {word: name for name in NAMES for word in hooks.SEARCH_WORDS.get(name, ())}
 WORDS |= {"deploy": "model_params", "duplicate": "realtime_training"}  # a part of what is shown
-WORDS |= {"failover": "high_availability"} if "high_availability" in NAMES else {}
-WORDS |= {word: name for name in NAMES for word in hooks.SEARCH_WORDS.get(name, ())}
 
 
 def test_the_search_finds_a_recipe_by_the_words_of_its_problem(page: Page, address: str) -> None:

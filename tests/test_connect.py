@@ -198,7 +198,10 @@ def test_without_ps_the_demos_run_and_leave_nothing(without_ps: str, tmp_path: P
     assert [*(tmp_path / "tmp").glob("cookbook-*")] == []
 
 
-@pytest.mark.parametrize("by", ["/proc", *["ps"] * bool(shutil.which("ps")), "kill"])
+HAS_PS = ["ps"] * bool(shutil.which("ps"))
+
+
+@pytest.mark.parametrize("by", ["/proc", *HAS_PS, "kill"])
 def test_a_process_that_has_ended_is_told_from_one_that_runs(
     by: str, without_ps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +223,7 @@ def test_a_process_that_has_ended_is_told_from_one_that_runs(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it asks Linux's own calls")
-@pytest.mark.parametrize("by", ["/proc", "ps"])
+@pytest.mark.parametrize("by", ["/proc", *HAS_PS])
 def test_a_process_whose_threads_still_run_has_not_ended(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

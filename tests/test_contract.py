@@ -26,7 +26,13 @@ def test_house(rule: str) -> None:
     assert not problems, "\n".join(["", *problems])
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name.startswith(("notebook_", "no_"))])
+# Without a recipe these two are not tried: they would pass whatever the notebook holds.
+OF_A_RECIPE = {"notebook_opening", "notebook_pastes_nothing"}
+
+
+@pytest.mark.parametrize(
+    "rule", [n for n in RULES if n.startswith(("notebook_", "no_")) and n not in OF_A_RECIPE]
+)
 def test_notebook_of_all_recipes(rule: str) -> None:
     problems = RULES[rule](ROOT, CAPSTONE)
     assert not problems, "\n".join(["", *problems])

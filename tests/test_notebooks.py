@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import redis
+from nbformat import v4
 
 from recipes import url_of
 
@@ -34,12 +36,14 @@ def test_a_notebook_prints_what_is_stored(notebook: Path, r: redis.Redis, server
     assert server_kind == "fake" or r.dbsize() == 0, "the notebook leaves keys behind"
 
 
-def test_a_wrong_stored_output_is_noticed(tmp_path: Path) -> None:
-    import nbformat.v4 as nb
-
-    cell = nb.new_code_cell("6 * 7", execution_count=1)
-    cell.outputs = [nb.new_output("execute_result", {"text/plain": "41"}, execution_count=1)]
-    import nbformat
-
-    nbformat.write(nb.new_notebook(cells=[cell]), tmp_path / "wrong.ipynb")
-    assert run(tmp_path / "wrong.ipynb", "fake://").returncode == 1
+@pytest.mark.parametrize("stored", ["42", "41"])
+def test_a_wrong_stored_output_is_noticed_and_a_right_one_passes(
+    stored: str, tmp_path: Path
+) -> None:
+    cell = v4.new_code_cell("6 * 7", execution_count=1)
+    cell.outputs = [v4.new_output("execute_result", {"text/plain": stored}, execution_count=1)]
+    nbformat.write(v4.new_notebook(cells=[cell]), tmp_path / "stored.ipynb")
+    result = run(tmp_path / "stored.ipynb", "fake://")
+    assert (result.returncode, "outputs differ" in result.stdout) == (
+        (0, False) if stored == "42" else (1, True)
+    )

@@ -154,15 +154,15 @@ def test_no_box_of_the_picture_overlaps_another_and_words_fit() -> None:
     for group in (*root.iter(f"{SVG}a"), *root.iter(f"{SVG}g")):
         box = group.find(f"{SVG}rect")
         assert box is not None
-        x, y, width, height = (float(box.attrib[k]) for k in ("x", "y", "width", "height"))
+        left, top, right, bottom = bounds(box)
         name = group.attrib.get("aria-label", group.findtext(f"{SVG}text"))
-        assert x >= 0 and x + width <= picture.WIDTH, f"tests/picture.py: {name} sticks out"
+        assert left >= 0 and right <= picture.WIDTH, f"tests/picture.py: {name} sticks out"
         for text in group.iter(f"{SVG}text"):
             per_letter = 8.75 if text.get("class") == "name" else 9.4  # at 14.5 and 17 pixels
-            assert len(text.text or "") * per_letter <= width, (
+            assert len(text.text or "") * per_letter <= right - left, (
                 f"tests/picture.py: {text.text!r} is longer than its box: fewer letters"
             )
-        boxes.append((name, (x, y, x + width, y + height)))
+        boxes.append((name, (left, top, right, bottom)))
     for i, (name, a) in enumerate(boxes):
         for other, b in boxes[i + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (

@@ -60,7 +60,7 @@ def test_a_foreign_script_is_noticed() -> None:
 
 
 def test_each_recipe_has_its_page_notebook_and_file(site: Path) -> None:
-    for name in (name for names in hooks.recipes().values() for name in names):
+    for name in hooks.RECIPES:
         assert (site / "recipes" / name / "index.html").exists()
         assert (site / "notebooks" / name / "index.html").exists()
         assert (site / "files" / f"{name}.py").read_bytes() == (
@@ -68,15 +68,7 @@ def test_each_recipe_has_its_page_notebook_and_file(site: Path) -> None:
         ).read_bytes()
 
 
-def test_every_recipe_has_a_chapter() -> None:
-    listed = {name for names in hooks.CHAPTERS.values() for name in names}
-    assert {path.stem for path in (ROOT / "recipes").glob("[a-z]*.py")} <= listed
-
-
-NAMES = [name for names in hooks.recipes().values() for name in names]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", hooks.RECIPES)
 def test_navigation_page_and_notebook_have_one_title(name: str) -> None:
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     heading = "".join(notebook["cells"][0]["source"]).partition("\n")[0]
@@ -101,7 +93,7 @@ def parameters(page: str, path: str) -> list[str]:
     return [one.arg for one in (*every, *filter(None, [a.kwarg]))]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", hooks.RECIPES)
 def test_every_class_says_how_one_is_made(name: str, site: Path) -> None:
     module, page = importlib.import_module(f"recipes.{name}"), api(site, name)
     classes = [
@@ -116,7 +108,7 @@ def test_every_class_says_how_one_is_made(name: str, site: Path) -> None:
     assert found == wanted, "mkdocs.yml: merge_init_into_class, filters, docs/signatures.py"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", hooks.RECIPES)
 def test_the_header_of_the_file_is_not_repeated_mangled(name: str, site: Path) -> None:
     page = api(site, name)
     inside = page[page.index('<div class="doc doc-contents first">') :]
@@ -125,7 +117,7 @@ def test_the_header_of_the_file_is_not_repeated_mangled(name: str, site: Path) -
     assert "use-when" not in page and "Use when" not in page
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", hooks.RECIPES)
 def test_the_first_lines_of_a_program_run(name: str, site: Path) -> None:
     """Those of the box, beside the file, as in a project."""
     page = (site / "recipes" / name / "index.html").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
 """The contract: the rules that every recipe keeps, each a small function that finds problems.
 
 `python -m tests.contract [STEM ...]` prints what is missing. tests/test_contract.py runs every
-rule for every recipe, and proves every rule by a bad example that it alone catches.
+rule for every recipe; tests/test_contract_proofs.py proves each by a bad example that it alone
+catches.
 
     rules.py     where the rules are kept          anatomy.py   a recipe's files, and their parts
     header.py    names, files, header, sections    code.py      recipe, tests, benchmark, output
