@@ -70,6 +70,7 @@ class TlsRefused(SecurityError):
 # The default user may do everything, so one leaked password, or none, is the whole server. These
 # rules are what each recipe was seen to use, no more (a test records it and compares). NAME is the
 # name of the data set, store, job or model; after a slash stands what one side of a recipe needs.
+# (recommend(explore=...) needs two: /recommend, and in brackets, as a selector, /explore.)
 NEEDS: dict[str, str] = {
     "training_data": "~td:NAME:* ~td:{NAME} ~td:{NAME}:* &td:{NAME}:* +del +eval +exists +expire +get +hget +hmget +hset +persist +pexpire +pttl +pubsub|numsub +scan +set +setrange +subscribe +unlink",  # noqa: E501
     "training_data/read": "%R~td:NAME:* %R~td:{NAME} +get +hmget",
@@ -87,9 +88,10 @@ NEEDS: dict[str, str] = {
     "realtime_prediction": "~NAME:* +eval +get +getrange +mget +scan +set +unlink",
     "realtime_prediction/get": "%R~NAME:* +mget",
     "realtime_recommendation": "~{NAME}:* +eval +evalsha +expire +hdel +hget +hincrby +sadd +scan +srem +time +unlink +zadd +zcard +zmscore +zpopmin +zremrangebyrank +zrevrange +zscore",  # noqa: E501
-    "realtime_recommendation/recommend": "~{NAME}:* +eval +evalsha +expire +hget +hincrby +sadd +time +zmscore +zrevrange +zscore",  # noqa: E501
+    "realtime_recommendation/recommend": "~{NAME}:* +eval +evalsha +hget +time +zmscore +zrevrange +zscore",  # noqa: E501
+    "realtime_recommendation/explore": "~{NAME}:offered:* ~{NAME}:shown +eval +evalsha +expire +hincrby +sadd",  # noqa: E501
     "realtime_language_model": "~{NAME}:* +del +eval +exec +exists +expire +get +hdel +hget +hgetall +hincrby +hmget +hset +hsetnx +multi +scan +set +unlink +xadd +xrange +xread +zadd +zcard +zcount +zmscore +zrangebyscore +zrem +zrevrange",  # noqa: E501
-    "realtime_language_model/predict": "~{NAME}:* +exec +exists +expire +hgetall +hmget +multi +set +xadd +xrange +xread +zcard +zcount +zmscore +zrevrange",  # noqa: E501
+    "realtime_language_model/predict": "%R~{NAME}:* %W~{NAME}:cancel ~{NAME}:tokens +exec +exists +expire +hgetall +hmget +multi +set +xadd +xrange +xread +zcard +zcount +zmscore +zrevrange",  # noqa: E501
     "persistence": "~NAME:* +acl|getuser +bgsave +config|get +config|rewrite +config|set +info +memory|usage +replconf +scan +set +strlen +sync +ttl +unlink +waitaof",  # noqa: E501
     "persistence/audit": "%R~NAME:* +acl|getuser +config|get +info +memory|usage +scan +strlen +ttl",  # noqa: E501
     "persistence/durable_write": "%W~NAME:* +config|get +set +waitaof",
@@ -98,7 +100,10 @@ NEEDS: dict[str, str] = {
 }
 # What redis-py sends by itself, also to a cluster. (A rule may not name CLIENT SETINFO, which Redis
 # 7.0 does not know.) AUTH and HELLO need no right.
-CONNECT = "+client -@admin -@dangerous +ping +command +cluster|slots +asking +readonly"
+CONNECT = (
+    "+client -@admin -@dangerous -client|tracking "  # it would tell the names of others' keys
+    "+ping +command +cluster|slots +asking +readonly"
+)
 DATA = "-@dangerous -@scripting -scan -randomkey -dbsize"  # keys of others, by name
 
 
@@ -118,13 +123,14 @@ ROLES = {
     "server": Role("loads models and features, answers requests", (
         "model_params/load", "realtime_prediction/get", "distributed_prediction/work",
         "realtime_training/predict", "realtime_recommendation/recommend",
-        "realtime_language_model/predict"), f"%R~NAME +@read {DATA}"),
+        "realtime_recommendation/explore", "realtime_language_model/predict"),
+        f"%R~NAME +@read {DATA}"),
     "publisher": Role("writes data, features, events and models", ("training_data", "model_params",
         "distributed_prediction", "realtime_training/emit", "realtime_prediction",
         "realtime_recommendation", "realtime_language_model"), f"~NAME +@read +@write {DATA}"),
     "monitor": Role("watches sizes, ages and load; sees no value", (),
         "%R~NAME +exists +type +ttl +pttl +strlen +llen +scard +zcard +hlen +xlen +xpending "
-        "+xinfo|stream +xinfo|groups +xinfo|consumers +memory|usage",
+        "+xinfo|groups +xinfo|consumers +memory|usage",  # XINFO STREAM shows entries
         "+info +dbsize +lastsave +role +latency|latest +latency|history +slowlog|len "
         "+memory|stats +client|list +cluster|info"),
     "admin": Role("manages users, settings and nodes; no keys, but it can take any right", (), "",
@@ -159,10 +165,11 @@ def render_acl(
     name, lines = namespace.rstrip(":/"), ["user default off resetpass"] if default_off else []
     if not re.fullmatch(r"[\w.:/-]+", name, re.ASCII):
         raise SecurityError(f"a namespace is letters, digits and any of _.-:/, not {namespace!r}")
-    for role in (roles,) if isinstance(roles, str) else roles:
-        if role not in ROLES:
-            raise SecurityError(f"{role!r} is not a role: {', '.join(ROLES)}")
-        password = (passwords or {}).get(role, "").encode()
+    roles, passwords = (roles,) if isinstance(roles, str) else tuple(roles), passwords or {}
+    if unknown := [role for role in (*roles, *passwords) if role not in ROLES]:
+        raise SecurityError(f"{unknown[0]!r} is not a role: {', '.join(ROLES)}")
+    for role in roles:
+        password = passwords.get(role, "").encode()
         secret = f"resetpass #{hashlib.sha256(password).hexdigest()} " if password else ""
         lines.append(f"user {user.format(role)} on {secret}{_rights(ROLES[role], name)}")
     return "\n".join([*lines, ""])
@@ -297,7 +304,8 @@ def rotate_password(
 
     `switch(new)` tells all clients (Credentials.switch, a secrets manager) and returns when they
     know; `grace_s` more seconds are for logins under way. If it raises, the old password stays
-    and the new one goes. `r` may be a cluster; it needs the role admin. Run again after a crash.
+    and the new one goes, unless it was valid before. `r` may be a cluster; it needs the role
+    admin. Run again after a crash.
     """
     new = secrets.token_urlsafe(32) if new is None else new
     nodes, fresh = _nodes(r), hashlib.sha256(new.encode()).hexdigest()
@@ -308,7 +316,9 @@ def rotate_password(
     try:
         switch(new)
     except BaseException:
-        _set_user(nodes, user, f"!{fresh}")
+        for node, before in zip(nodes, there, strict=True):
+            if fresh not in before["passwords"]:  # else it may be the only one
+                _set_user([node], user, "nopass" if "nopass" in before["flags"] else f"!{fresh}")
         raise
     time.sleep(grace_s)
     _set_user(nodes, user, "resetpass", f"#{fresh}")  # one command: there is always a password
@@ -468,9 +478,16 @@ class _Closed:
     _open: Any
 
     def encode(self, value: Any, key: str | bytes = "", version: int = 0) -> bytes:
-        """Return closed bytes of bytes-like or an array, to be stored under `key` as `version`."""
+        """Return closed bytes of bytes-like or an array, to be stored under `key` as `version`.
+
+        A version is an int from 0 to 2**64 - 1; else SecurityError.
+        """
         id = self._current.encode()
-        head = self.magic + struct.pack(">QB", version, len(id)) + id
+        try:
+            head = self.magic + struct.pack(">QB", version, len(id)) + id
+        except struct.error:
+            wanted = "an int from 0 to 2**64 - 1"
+            raise SecurityError(f"{key!r}: version={version!r}: wanted is {wanted}") from None
         return bytes(self._close(head, _place(head, key), _pack(value)))
 
     def decode(

@@ -1332,6 +1332,20 @@ MUTANTS: dict[str, list[Mutant]] = {
             "valkey",
         ),
         Mutant(
+            "who predicts the next token cannot change the counts",
+            '"%R~{NAME}:* %W~{NAME}:cancel ~{NAME}:tokens ',
+            '"~{NAME}:* ',
+            "test_who_serves_a_model_cannot_change_it",
+            "valkey",
+        ),
+        Mutant(
+            "the monitor sees no value",
+            "+xinfo|groups +xinfo|consumers",
+            "+xinfo",
+            "test_the_monitor_sees_sizes_and_no_value",
+            "valkey",
+        ),
+        Mutant(
             "a namespace cannot widen the rules",
             'if not re.fullmatch(r"[\\w.:/-]+", name, re.ASCII):',
             "if not name:",
@@ -1359,8 +1373,15 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "a rotation that fails changes nothing",
-            '_set_user(nodes, user, f"!{fresh}")',
-            "pass",
+            "for node, before in zip(nodes, there, strict=True):",
+            "for node, before in ():",
+            "test_a_rotation_that_cannot_tell_the_clients_changes_nothing",
+            "valkey",
+        ),
+        Mutant(
+            "a rotation that fails leaves the only password",
+            'if fresh not in before["passwords"]:',
+            "if True:",
             "test_a_rotation_that_cannot_tell_the_clients_changes_nothing",
             "valkey",
         ),

@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Driver:
     names: tuple[str, ...]
     run: Callable[[redis.Redis], object]
     prepare: Callable[[redis.Redis], object] = lambda r: None
+    # Patterns of keys with rights of their own, such as the few that a reader may write.
+    apart: tuple[str, ...] = ()
     # Rules that only some runs need (a race), and why: allowed, and not missed.
     sometimes: dict[str, str] = field(default_factory=dict)
 
@@ -237,15 +240,22 @@ def recommended(r: redis.Redis) -> None:
 def recommend(r: redis.Redis) -> None:
     rr = module("realtime_recommendation")
     rr.recommend(r, "shop", "me")
-    rr.recommend(r, "shop", "u1", exclude_seen=False, explore=1.0, seed=1)
+    rr.recommend(r, "shop", "u1", exclude_seen=False, explore=1e-9, seed=1)  # a share of no place
     rr.similar(r, "shop", "i1")
     rr.trending(r, "shop")
+
+
+def explore(r: redis.Redis) -> None:
+    """What recommend(explore=...) writes, alone: it needs /recommend besides."""
+    rr = module("realtime_recommendation")
+    rr._run(r, rr._OFFERED, ["{shop}:offered:u1", "{shop}:shown"], [60, "i1"])
 
 
 def recommendation(r: redis.Redis) -> None:
     rr = module("realtime_recommendation")
     recommended(r)
     recommend(r)
+    rr.recommend(r, "shop", "u1", exclude_seen=False, explore=1.0, seed=1)
     rr.record(r, "shop", "u1", "i2")
     rr.delete(r, "shop")
 
@@ -339,12 +349,18 @@ DRIVERS = {
         ("demo-imports", "shop"), then(demo("realtime_recommendation"), recommendation)
     ),
     "realtime_recommendation/recommend": Driver(("shop",), recommend, recommended),
+    "realtime_recommendation/explore": Driver(
+        ("shop",), explore, recommended, ("{NAME}:offered:*", "{NAME}:shown")
+    ),
     "realtime_language_model": Driver(
         ("demo-zen-reply", "demo-zen", "shop:reply", "shop:other", "shop"),
         then(demo("realtime_language_model"), language, language_predict),
     ),
     "realtime_language_model/predict": Driver(
-        ("shop:reply", "shop:other", "shop"), language_predict, language
+        ("shop:reply", "shop:other", "shop"),
+        language_predict,
+        language,
+        ("{NAME}:tokens", "{NAME}:cancel"),
     ),
     "persistence": Driver(
         ("demo:persistence", "shop"), then(demo("persistence"), audit, durable, operate)
@@ -372,29 +388,32 @@ class Seen:
     calls: list[tuple[list[bytes], list[tuple[bytes, set[str]]]]]
     channels: set[str]
 
-    def rules(self, names: tuple[str, ...]) -> list[str]:
+    def rules(self, driver: Driver) -> list[str]:
         """The entry that allows this and no more."""
         modes: dict[str, set[str]] = {}
         for _, keys in self.calls:
             for key, flags in keys:
-                modes.setdefault(generalised(key.decode("latin1"), names), set()).update(flags)
+                modes.setdefault(generalised(key.decode("latin1"), driver), set()).update(flags)
         kinds = {
             pattern: "~" if len(mode) == 2 else "%W~" if mode == {"W"} else "%R~"
             for pattern, mode in modes.items()
         }
         return [
             *sorted(kind + pattern for pattern, kind in kinds.items()),
-            *sorted(f"&{generalised(channel, names)}" for channel in self.channels),
+            *sorted(f"&{generalised(channel, driver)}" for channel in self.channels),
             *sorted(f"+{command}" for command in self.commands),
         ]
 
 
-def generalised(key: str, names: tuple[str, ...]) -> str:
-    """NAME instead of the name, and * instead of what is behind it; other keys as they are."""
-    for name in names:
+def generalised(key: str, driver: Driver) -> str:
+    """NAME instead of the name, and * instead of what is behind it, or the pattern of `apart` that
+    fits; other keys as they are."""
+    for name in driver.names:
         if match := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", key):
             brace, rest = re.match(r"(\}?)(.*)", key[match.end() :], re.DOTALL).groups()  # type: ignore[union-attr]
-            return f"{key[: match.start()]}NAME{brace}{rest[:1]}{'*' * bool(rest)}"
+            start = f"{key[: match.start()]}NAME{brace}"
+            apart = [pattern for pattern in driver.apart if fnmatchcase(start + rest, pattern)]
+            return apart[0] if apart else f"{start}{rest[:1]}{'*' * bool(rest)}"
     return key
 
 
@@ -458,7 +477,7 @@ def watch(server: servers.Server, driver: Driver, rules: str) -> Seen:
         before["info"] = before.get("info", 0) + 1  # that of calls_of itself
         used = {name for name, count in after.items() if count > before.get(name, 0)}
         used -= {"auth", "hello", "ping", "client|setinfo"}  # CONNECT
-        return Seen(used, *taken_apart(admin, lines, driver.names))
+        return Seen(used, *taken_apart(admin, lines, driver))
 
 
 def known(admin: redis.Redis, rules: str) -> list[str]:
@@ -474,7 +493,7 @@ def known(admin: redis.Redis, rules: str) -> list[str]:
 
 
 def taken_apart(
-    admin: redis.Redis, lines: list[list[bytes]], names: tuple[str, ...]
+    admin: redis.Redis, lines: list[list[bytes]], driver: Driver
 ) -> tuple[list[Any], set[str]]:
     """One command of each shape, with its keys and what it does to them; the channels."""
     shapes: dict[tuple[str, ...], list[bytes]] = {}
@@ -485,7 +504,7 @@ def taken_apart(
             channels |= {channel.decode() for channel in call[1:]}
         elif command in ("publish", "spublish"):
             channels.add(call[1].decode())
-        args = [generalised(arg.decode("latin1"), names) for arg in call[1:]]
+        args = [generalised(arg.decode("latin1"), driver) for arg in call[1:]]
         shape = [arg if "NAME" in arg else "" for arg in args]
         shapes.setdefault((command, *shape[:8], str(len(shape) > 8)), call)
     with admin.pipeline(transaction=False) as pipe:
@@ -568,7 +587,7 @@ def test_a_recipe_works_with_its_entry_and_uses_all_of_it(
         )
     with server.client() as admin:
         assert admin.acl_log() == [], f"denied, and swallowed: {again}"
-        used, allowed = set(seen.rules(driver.names)), {*known(admin, security.NEEDS[entry])}
+        used, allowed = set(seen.rules(driver)), {*known(admin, security.NEEDS[entry])}
         assert used - allowed == set(), again
         assert allowed - used - set(driver.sometimes) == set(), f"allowed, and not used: {again}"
         assert_all_else_is_denied(admin, seen, driver, allowed)
@@ -585,7 +604,7 @@ def assert_all_else_is_denied(
             is_connect = dry_run(admin, asked, "connected") == "OK"
             assert is_connect or "no permissions to run" in dry_run(admin, asked), call
     for call, keys in seen.calls:
-        if any("NAME" in generalised(key.decode("latin1"), driver.names) for key, _ in keys):
+        if any("NAME" in generalised(key.decode("latin1"), driver) for key, _ in keys):
             moved = list(call)
             for key, _ in keys:
                 moved[moved.index(key)] = b"of-another:" + key
@@ -627,12 +646,13 @@ def write(entries: list[str], file: Path = FILE) -> None:
         driver, rules = DRIVERS[entry], set[str]()
         for kind in ("valkey", "redis"):
             with servers.lone(kind, *OPTIONS) as server:
-                rules |= {*watch(server, driver, "~* &* +@all").rules(driver.names)}
+                rules |= {*watch(server, driver, "~* &* +@all").rules(driver)}
         found[entry] = " ".join(
             sorted(rules | {*driver.sometimes}, key=lambda rule: ("%~&+".find(rule[0]), rule))
         )
         print(f"{entry}: {found[entry]}")
-    rows = [f'    "{entry}": "{found[entry]}",' for entry in DRIVERS if entry in found]
+    found = {entry: found[entry] for entry in DRIVERS if entry in found}
+    rows = [f'    "{entry}": "{rules}",' for entry, rules in found.items()]
     text = "".join(f"{row}  # noqa: E501\n" if len(row) > 100 else f"{row}\n" for row in rows)
     old = file.read_text(encoding="utf-8")
     file.write_text(ROW.sub(lambda _: f"NEEDS: dict[str, str] = {{\n{text}}}\n", old), "utf-8")

@@ -25,6 +25,7 @@ from redis.retry import Retry
 
 from recipes import free_port, security, tensor_compression
 from recipes.model_params import Corrupt, ParamStore
+from recipes.realtime_recommendation import recommend
 from recipes.security import (
     ROLES,
     Certificates,
@@ -183,6 +184,15 @@ def test_objects_and_text_are_not_taken(make: Callable[..., Any]) -> None:
     for value in ("text", 5, None, [1], np.array([object()]), np.zeros(1, "M8[s]")):
         with pytest.raises(TypeError):
             make().encode(value, "x")
+
+
+@closed
+@pytest.mark.parametrize("version", [-1, 2**64, 1.5, None])
+def test_a_version_that_does_not_fit_is_told(make: Callable[..., Any], version: Any) -> None:
+    with pytest.raises(SecurityError, match=r"'x': version=.*: wanted is an int from 0 to 2\*\*64"):
+        make().encode(b"", "x", version)
+    with pytest.raises(Refused, match="expected is"):
+        make().decode(make().encode(b"", "x"), "x", version)
 
 
 def test_too_large_a_value_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,20 +480,61 @@ def test_who_serves_a_model_cannot_change_it(server: servers.Server, admin: redi
             ):
                 attempt()
         assert len(store.load("production")) == 1
+    assert_online_models_stay(server, admin)
+
+
+def assert_online_models_stay(server: servers.Server, admin: redis.Redis) -> None:
+    """Keys of three recipes begin with {NAME}:, and two of them write a few of these to answer."""
+    acl = acl_of_recipes
+    for store in (acl.learned, acl.recommended, acl.language):
+        store(admin)
+    before = {key: admin.dump(key) for key in admin.scan_iter()}
+    assert {b"{shop}:state", b"{shop}:meta", b"{shop}:items", b"{shop}:counts"} < before.keys()
+    online = [entry for entry in ROLES["server"].needs if entry.startswith("realtime_")]
+    for entry in online:
+        line = f"on >p {security.CONNECT} {rules(entry, 'shop')}"
+        admin.execute_command("ACL SETUSER", entry, *line.split())
+    for user in ("server", *online):
+        with server.client(username=user, password="p") as r:
+            for key in before:
+                for command, *args in (
+                    ["SET", "x"], ["EXPIRE", 0], ["UNLINK"], ["XADD", "*", "x", 1],
+                    ["HINCRBY", "3:1", 1], ["SADD", "x"], ["ZADD", 1, "x"],
+                ):  # fmt: skip
+                    script = "return redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))"
+                    for call in (command, key, *args), ("EVAL", script, 1, key, command, *args):
+                        with pytest.raises(
+                            redis.exceptions.ResponseError, match=r"permission|can't (access|run)"
+                        ):
+                            r.execute_command(*call)
+    assert {key: admin.dump(key) for key in before} == before
+    with server.client(username="server", password="p") as r:  # and it can do its work
+        for answer in (acl.model_reader, acl.recommend, acl.language_predict):
+            answer(r)
+        found = recommend(r, "shop", "u1", exclude_seen=False, explore=1.0, seed=1)
+        assert {scored.reason for scored in found} == {"explore"}
+        assert admin.hgetall("{shop}:shown") and admin.smembers("{shop}:offered:u1")
 
 
 @pytest.mark.real_redis
 def test_the_monitor_sees_sizes_and_no_value(server: servers.Server, admin: redis.Redis) -> None:
     apply(admin, render_acl("shop", "monitor", passwords={"monitor": "p"}))
     admin.xadd("shop:events", {"card": "1234"})
+    admin.xgroup_create("shop:events", "group", 0)
+    admin.xreadgroup("group", "reader", {"shop:events": ">"})
     admin.set("shop:secret", "value")
     with server.client(username="monitor", password="p") as r:
         assert r.xlen("shop:events") == 1 and r.strlen("shop:secret") == 5
-        assert r.xinfo_groups("shop:events") == []
+        assert r.xinfo_groups("shop:events")[0]["pending"] == 1
+        assert r.xinfo_consumers("shop:events", "group")[0]["name"] == b"reader"
+        assert r.xpending("shop:events", "group")["pending"] == 1
         assert r.memory_usage("shop:secret") > 0 and r.info("memory")
         for attempt in (
             lambda: r.get("shop:secret"), lambda: r.dump("shop:secret"),
             lambda: r.slowlog_get(), lambda: r.xrange("shop:events", count=1),
+            lambda: r.execute_command("XINFO STREAM", "shop:events"),
+            lambda: r.execute_command("XINFO STREAM", "shop:events", "FULL", "COUNT", 0),
+            lambda: r.execute_command("CLIENT TRACKING", "ON", "BCAST"),  # names of all keys
         ):  # fmt: skip
             with pytest.raises(redis.exceptions.NoPermissionError):
                 attempt()
@@ -525,8 +576,11 @@ def test_no_password_is_rendered_and_unknown_roles_are_refused() -> None:
     trainer, own = text.splitlines()
     assert re.search(r" on resetpass #[0-9a-f]{64} resetkeys ", trainer)
     assert "#" not in own and "nopass" not in text
-    with pytest.raises(SecurityError, match="trainer, server"):
-        render_acl("shop", ["root"])
+    for options in ({"roles": ["root"]}, {"roles": "root"}, {"passwords": {"sever": "mistyped"}}):
+        with pytest.raises(SecurityError, match="is not a role: trainer, server"):
+            render_acl("shop", **options)
+    server = render_acl("shop", "server", passwords=dict.fromkeys(ROLES, "p"))  # of more roles
+    assert server.startswith("user server on resetpass #") and server.count("\n") == 1
 
 
 # --- The audit ------------------------------------------------------------------------------------
@@ -697,6 +751,12 @@ def test_no_request_fails_while_passwords_rotate(
             except redis.RedisError as error:
                 failed.append(error)
 
+    def slowly(new: str, switch: Callable[[str], None] = login.switch) -> None:
+        before = sum(done) + len(failed)  # clients hear of it late, and log in as before till then
+        servers.wait_until(lambda: sum(done) + len(failed) > before + 8, what="all go on")
+        switch(new)
+
+    login.switch = slowly  # type: ignore[method-assign]
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
@@ -738,6 +798,12 @@ def test_a_rotation_that_cannot_tell_the_clients_changes_nothing(
     with pytest.raises(OSError, match="is down"):
         rotate_password(admin, "trainer", fail)
     assert admin.acl_getuser("trainer") == before
+    for change in ("resetpass >again", ">another", "nopass"):  # again after a crash; no password
+        admin.execute_command("ACL SETUSER", "trainer", *change.split())
+        before = admin.acl_getuser("trainer")
+        with pytest.raises(ZeroDivisionError):
+            rotate_password(admin, "trainer", lambda new: 1 / 0, new="again")
+        assert admin.acl_getuser("trainer") == before, change
     with pytest.raises(SecurityError, match="is not on every node"):
         rotate_password(admin, "nobody", print)
     with pytest.raises(SecurityError, match="empty"):
