@@ -12,7 +12,8 @@ Guarantees: delivered at least once, answered once: one script acknowledges a ba
     lease_s; what fails max_deliveries times becomes a dead letter. A server's crash loses what
     its AOF lacks (always: nothing; everysec: about a second), a failover what replicas lack.
 Cost: two round trips for 1 to 256 batches (20 ms, or 4 MiB); an idle worker: 60 commands a second.
-Needs: Redis 6.2+ or Valkey 7.2+ (noeviction); pip install redis numpy safetensors
+Needs: Redis 6.2+ or Valkey 7.2+ (noeviction); pip install redis numpy safetensors;
+    optional: ml_dtypes
 Run: python recipes/distributed_prediction.py shares a job among three workers; one of them dies.
 """
 
@@ -29,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import redis
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 MAX_BLOB = 4 << 20  # bytes of a packed batch or result
 MAX_BACKLOG_BYTES = 512 << 20  # of unanswered batches
@@ -54,10 +55,20 @@ class BatchesLost(Exception):
 # --8<-- [start:pack]
 # What comes from Redis is input: a pickle would run the code of whoever wrote it. Safetensors are
 # names, dtypes, shapes and plain bytes; the reader checks them all before it allocates.
+DTYPES = {f"{k}{8 * n}": f"<{k.lower()}{n}" for k in "FIU" for n in (1, 2, 4, 8)} | {
+    "BOOL": "|b1", "C64": "<c8", "BF16": "bfloat16", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+
+
 def pack(arrays: Batch) -> bytes:
     """Return named arrays as magic, CRC-32 and safetensors. Raises BadBatch, also if too large."""
     try:  # safetensors stores a transposed view wrongly: make it contiguous
-        body = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        named = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        if "__metadata__" in named:
+            raise ValueError("safetensors keeps the name __metadata__ for itself")
+        body = save(named)
     except (AttributeError, TypeError, ValueError, SafetensorError) as error:
         raise BadBatch(f"not a mapping of names to arrays of numbers: {error}") from error
     if len(body) + 8 > MAX_BLOB:
@@ -66,11 +77,21 @@ def pack(arrays: Batch) -> bytes:
 
 
 def unpack(blob: bytes) -> dict[str, Array]:
-    """Return the arrays of `pack`, writable and the caller's own. Raises BadBatch."""
+    """Return the arrays of `pack`, writable and the caller's own. Raises BadBatch.
+
+    bfloat16 and float8 need ml_dtypes, else ImportError.
+    """
     try:
         if len(blob) > MAX_BLOB or blob[:8] != b"PBA1" + zlib.crc32(blob[8:]).to_bytes(4, "big"):
             raise ValueError("it was cut short or changed, or is of another version")
-        return load(blob[8:])
+        arrays: dict[str, Array] = {}
+        read: Any = deserialize  # safetensors.numpy.load() cannot read bfloat16
+        for name, tensor in read(blob[8:]):
+            dtype = DTYPES[tensor["dtype"]]
+            if dtype[0] not in "<|":
+                import ml_dtypes  # noqa: F401 (tells numpy what bfloat16 is)
+            arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        return arrays
     except (KeyError, ValueError, SafetensorError) as error:
         raise BadBatch(f"not what pack() wrote: {error}") from error
 
@@ -170,6 +191,8 @@ def _of_bytes(r: Client) -> Client:
 # A worker may die or hang with batches in hand. So taking one is only a lease: others take over
 # what is overdue, one at a time, so that a batch which crashes its worker drags no other along.
 # XACK returns 1 only once for a batch: so the first answer counts, and a second one is dropped.
+# Batches may be slower, or results larger, than those before: what a worker has not begun when
+# half of its lease is over, or when its results pass 4 MiB, it puts back for others.
 _TAKE = """
 local stream, me, lease = KEYS[1], ARGV[1], ARGV[3]
 if redis.call('EXISTS', stream) == 0 then return {0} end
@@ -188,8 +211,12 @@ _ANSWER = """
 local stored = 0
 for i = 1, #ARGV, 4 do
   local where, id, index, value = unpack(ARGV, i, i + 3)
-  if where == '' then  -- to be tried again: next in turn, as if it had been idle for months
-    redis.call('XCLAIM', KEYS[1], 'workers', '(put back)', 0, id, 'IDLE', 9999999999, 'JUSTID')
+  if where == '' then  -- put back: next in turn, as if it had been idle for months
+    local me, tries, key = index, value, KEYS[1]
+    if redis.pcall('XPENDING', key, 'workers', id, id, 1, me)[1] then  -- and nobody took it over
+      redis.call('XCLAIM', key, 'workers', '(put back)', 0, id, 'IDLE', 9999999999,
+        'RETRYCOUNT', tries, 'JUSTID')
+    end
   elseif redis.call('XACK', KEYS[1], 'workers', id) == 1 then
     redis.call('HSET', where, index, value)
     if where == KEYS[2] then stored = stored + redis.call('XDEL', KEYS[1], id) end
@@ -223,7 +250,8 @@ def work(
 
     Waits `wait_s` for a submit to begin; stops early after `max_batches`. `consumer` is a name of
     its own for each worker. A batch whose predict raises goes back at once, the last of
-    `max_deliveries` times to the dead letters. What takes longer than `lease_s` is run twice.
+    `max_deliveries` times to the dead letters. What takes longer than `lease_s` is run twice;
+    what takes more than half of it may be.
     """
     _, results, dead, *_ = _keys(job)
     stats, start, group = Stats(), time.monotonic(), 1
@@ -231,8 +259,11 @@ def work(
     while left > 0:
         begin, count = time.monotonic(), min(group, left) if max_deliveries > 1 else 1
         tries, *taken = _eval(r, job, _TAKE, consumer, count, max(1, round(lease_s * 1000)))
-        answers = list[Any]()
+        answers, size, tried = list[Any](), 0, 0
         for id, (_, index, _, blob) in taken:
+            if size > MAX_BLOB or (tried and time.monotonic() - begin > lease_s / 2):
+                answers += "", id, consumer, tries - 1
+                continue
             try:
                 if tries > max_deliveries:
                     raise TimeoutError("no answer within the lease: its worker was lost or slow")
@@ -241,14 +272,17 @@ def work(
                 stats.failed += 1
                 text, times = repr(error)[:2000], min(tries, max_deliveries)
                 letter = json.dumps([text, times, consumer, id.decode()])
-                answers += dead if tries >= max_deliveries else "", id, index, letter
+                is_last = tries >= max_deliveries
+                answers += (dead, id, index, letter) if is_last else ("", id, consumer, str(tries))
+            tried += 1
+            size += len(answers[-1])
         if taken:
-            stored, size = _eval(r, job, _ANSWER, *answers), sum(map(len, answers[3::4]))
+            stored = _eval(r, job, _ANSWER, *answers)
             stats.done += stored
             stats.late += answers.count(results) - stored
             share = min(GROUP_S / (time.monotonic() - begin), MAX_BLOB / size)
-            group = min(2 * group, MAX_GROUP, 1 + int(share * len(taken)))
-            left -= len(taken)
+            group = min(2 * group, MAX_GROUP, 1 + int(share * tried))
+            left -= tried
         elif progress(r, job).finished and (tries or begin - start > wait_s):
             break
         else:
@@ -263,7 +297,7 @@ def work(
 _PROGRESS = """
 local pending = redis.pcall('XPENDING', KEYS[1], 'workers')  -- an error: no submit yet
 return {redis.call('HGET', KEYS[4], 'total') or 0, redis.call('HLEN', KEYS[2]), pending[1] or 0,
-  redis.call('HLEN', KEYS[3]), redis.call('HLEN', KEYS[5])}
+  redis.call('HLEN', KEYS[3]), redis.call('HLEN', KEYS[5]), redis.call('EXISTS', KEYS[4])}
 """
 _RETRY = """
 local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
@@ -287,20 +321,27 @@ class Progress:
 
 def progress(r: Client, job: str) -> Progress:
     """Return how far the job is. Finished: all is answered or dead, and no submit is running."""
-    total, done, running, dead, submits = map(int, _eval(r, job, _PROGRESS))
+    return _look(r, job)[0]
+
+
+def _look(r: Client, job: str) -> tuple[Progress, bool]:
+    total, done, running, dead, submits, exists = map(int, _eval(r, job, _PROGRESS))
     waiting, finished = total - done - running - dead, done + dead >= total and not submits
-    return Progress(total, done, running, dead, waiting, finished)
+    return Progress(total, done, running, dead, waiting, finished), bool(exists)
 
 
 def results(r: Client, job: str, *, wait_s: float = 300) -> Iterator[tuple[int, Array]]:
     """Yield (index, result) in the order of the batches, without the dead ones.
 
-    Waits until the job is finished; raises TimeoutError if nothing at all is answered for
-    `wait_s` seconds. With wait_s=0 it leaves out what is not there.
+    Waits until the job is there and finished; raises TimeoutError if nothing at all is answered
+    for `wait_s` seconds. With wait_s=0 it leaves out what is not there.
     """
     _, stored, dead, *_ = _keys(job)
     at, window, seen = 0, 8, -1
-    while at < (state := progress(r, job)).total or (wait_s and not state.finished):
+    while True:
+        state, exists = _look(r, job)
+        if at >= state.total and (not wait_s or (exists and state.finished)):
+            return
         begin, ids = at, [str(i) for i in range(at, min(at + window, state.total))]
         blobs: list[Any] = r.hmget(stored, ids) if ids else []
         for index, blob in zip(ids, blobs, strict=True):
@@ -313,7 +354,9 @@ def results(r: Client, job: str, *, wait_s: float = 300) -> Iterator[tuple[int, 
         if at > begin or state.done + state.dead != seen:
             seen, since = state.done + state.dead, time.monotonic()
         elif time.monotonic() - since > wait_s:
-            raise TimeoutError(f"job {job!r}: no answer for {wait_s} s. Any workers? {state}")
+            raise TimeoutError(
+                f"job {job!r}: no answer for {wait_s} s. Any submit? Any workers? {state}"
+            )
         time.sleep(POLL_S if at == begin else 0)
 
 

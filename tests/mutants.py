@@ -629,8 +629,8 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "a failing batch is tried so often and no more",
-            'dead if tries >= max_deliveries else ""',
-            '""',
+            "is_last = tries >= max_deliveries",
+            "is_last = False",
             "test_a_failing_batch_is_tried_so_often_then_dead_and_blocks_no_other",
         ),
         Mutant(
@@ -680,6 +680,36 @@ MUTANTS: dict[str, list[Mutant]] = {
             "and size < 4194304 do",
             "do",
             "test_a_reply_of_large_batches_has_a_bound",
+        ),
+        Mutant(
+            "an answer of large results has a bound",
+            "if size > MAX_BLOB or (",
+            "if (",
+            "test_an_answer_of_large_results_has_a_bound",
+        ),
+        Mutant(
+            "slow batches behind fast ones are not run twice",
+            "time.monotonic() - begin > lease_s / 2",
+            "False",
+            "test_slow_batches_behind_fast_ones_are_predicted_once",
+        ),
+        Mutant(
+            "what was not begun counts as not delivered",
+            "'RETRYCOUNT', tries, 'JUSTID'",
+            "'JUSTID'",
+            "test_what_was_not_begun_counts_as_not_delivered",
+        ),
+        Mutant(
+            "what another worker took over is not put back",
+            "if redis.pcall('XPENDING', key, 'workers', id, id, 1, me)[1] then",
+            "if true then",
+            "test_what_was_not_begun_counts_as_not_delivered",
+        ),
+        Mutant(
+            "a job that is not there yet is not finished",
+            "(exists and state.finished)",
+            "state.finished",
+            "test_who_reads_a_job_that_is_not_there_is_told",
         ),
         Mutant(
             "works on Redis Cluster",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fakeredis
+import ml_dtypes
 import numpy as np
 import pytest
 import redis
@@ -144,6 +145,33 @@ def test_views_byte_orders_and_lists_keep_their_values(array: Any) -> None:
     np.testing.assert_array_equal(unpack(pack({"x": array}))["x"], array)
 
 
+SMALL_FLOATS = [
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+]
+
+
+@pytest.mark.parametrize("name", [*SMALL_FLOATS, "complex64"])
+def test_unpack_knows_every_dtype_that_pack_takes(name: str) -> None:
+    array = np.array([[1, 2, 4], [0.5, 8, 1]]).astype(getattr(ml_dtypes, name, name)).T
+    found = unpack(pack({"x": array}))["x"]
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+    assert found.flags.writeable
+
+
+def test_bfloat16_needs_ml_dtypes_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, single = (pack({"x": np.ones(3, dtype)}) for dtype in (ml_dtypes.bfloat16, "f4"))
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # as if it were not installed
+    assert unpack(single)["x"].dtype == np.float32
+    with pytest.raises(ImportError, match="ml_dtypes"):
+        unpack(small)
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -156,6 +184,10 @@ def test_views_byte_orders_and_lists_keep_their_values(array: Any) -> None:
         {"x": None},
         {"x": [[1], [2, 3]]},
         {1: np.zeros(3)},
+        {"x": np.zeros(2), "__metadata__": np.zeros(2)},
+        {"x": np.zeros(2, np.complex128)},
+        {"x": np.zeros(2, ml_dtypes.float8_e3m4)},
+        {"x": np.zeros(2, ml_dtypes.int4)},
         {"x": np.zeros(dp.MAX_BLOB, np.uint8)},
     ],
 )
@@ -277,6 +309,14 @@ def test_predict_may_change_its_batch_and_return_a_list(r: redis.Redis) -> None:
     assert_right(dict(results(r, "j")), 3)
 
 
+def test_batches_and_results_of_small_floats(r: redis.Redis) -> None:
+    submit(r, "j", ({"x": np.ones(3, getattr(ml_dtypes, name))} for name in SMALL_FLOATS))
+    assert work(r, "j", lambda b: b["x"][::2], consumer="a") == Stats(done=len(SMALL_FLOATS))
+    assert [(y.dtype.name, y.tolist()) for _, y in results(r, "j")] == [
+        (name, [1, 1]) for name in SMALL_FLOATS
+    ]
+
+
 def test_a_refused_batch_names_itself_and_those_before_it_are_in(r: redis.Redis) -> None:
     with pytest.raises(BadBatch, match="numbers"):
         submit(r, "j", [{"x": np.zeros(2)}, {"x": np.array([None])}], max_backlog=1)
@@ -298,7 +338,7 @@ def test_delete_leaves_nothing_and_a_late_answer_brings_nothing_back(r: redis.Re
     delete(r, "j")
     assert r.dbsize() == 0
     assert progress(r, "j") == dp.Progress(0, 0, 0, 0, 0, True)
-    assert list(results(r, "j")) == []
+    assert list(results(r, "j", wait_s=0)) == []
     assert dp._eval(r, "j", dp._ANSWER, key, id, 0, pack({"result": np.zeros(1)})) == 0
     assert r.dbsize() == 0
     submit(r, "j", some(3))  # of the same name, and nothing of the old one in it
@@ -525,6 +565,70 @@ def test_of_two_answers_the_first_counts(r: redis.Redis) -> None:
     assert_right(dict(results(r, "j")), 10)
 
 
+def test_slow_batches_behind_fast_ones_are_predicted_once(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has taken 12 slow batches at once, which together outlast its lease."""
+    monkeypatch.setattr(dp, "GROUP_S", 10)  # a slow machine makes smaller groups
+    at_slow, predicted = threading.Event(), list[int]()
+
+    def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+        predicted.append(i := int(batch["id"][0]))
+        if i >= 63:  # the groups before: 1, 2, 4, 8, 16, 32
+            at_slow.set()
+            time.sleep(0.2)  # load: a slow batch
+        return double(batch)
+
+    submit(r, "j", some(63 + 12))
+    with running(r, predict, lease_s=1.6) as first:
+        assert at_slow.wait(30)
+        assert progress(r, "j").running == 12
+        second = work(r, "j", predict, consumer="second", lease_s=1.6)
+    assert isinstance(first[0], Stats)
+    assert sorted(predicted) == list(range(75))
+    assert first[0].late == second.late == 0
+    assert second.done > 0  # what was put back is shared
+    assert first[0].done + second.done == 75
+    assert_right(dict(results(r, "j")), 75)
+
+
+def test_what_was_not_begun_counts_as_not_delivered(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dp, "GROUP_S", 10)  # a slow machine makes smaller groups
+    stream = dp._keys("j")[0]
+
+    def pending() -> list[dict[str, Any]]:
+        return r.xpending_range(stream, "workers", "-", "+", 10)
+
+    def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+        if (i := int(batch["id"][0])) > 3:
+            raise Killed
+        if i == 3:  # the groups before: 1, 2; this one is of 4
+            r.xclaim(stream, "workers", "other", 0, [pending()[1]["message_id"]])
+            time.sleep(0.55)  # load: longer than half of the lease
+        return double(batch)
+
+    submit(r, "j", some(7))
+    with pytest.raises(Killed):
+        work(r, "j", predict, consumer="a", lease_s=1)
+    assert [(p["consumer"], p["times_delivered"]) for p in pending()] == [
+        (b"other", 2),  # it was taken over before, and stays so
+        (b"a", 1),  # it was put back, and taken at once
+        (b"(put back)", 0),
+    ]
+
+
+def test_a_job_deleted_while_its_predict_fails_ends(r: redis.Redis) -> None:
+    def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+        delete(r, "j")
+        raise OSError("the disk is full")
+
+    submit(r, "j", some(1))
+    assert work(r, "j", predict, consumer="a", wait_s=0) == Stats(failed=1)
+    assert r.dbsize() == 0
+
+
 def test_four_workers_one_killed_one_paused_ten_thousand_batches(r: redis.Redis) -> None:
     """In threads: the killed one raises, the paused one waits until its lease is long over."""
     n, counted, go = 10_000, itertools.count(), threading.Event()
@@ -669,6 +773,41 @@ def test_who_waits_for_nobody_is_told(r: redis.Redis) -> None:
     assert [i for i, _ in results(r, "j", wait_s=0)] == [0, 1]
 
 
+def test_results_may_be_read_before_submit_begins(r: redis.Redis) -> None:
+    looks: list[Any] = []
+    client = another(r)
+    run = client.execute_command
+    client.execute_command = lambda *a, **k: (looks.append(a), run(*a, **k))[1]  # type: ignore[method-assign]
+    found: list[dict[int, np.ndarray]] = []
+    reader = threading.Thread(target=lambda: found.append(dict(results(client, "j", wait_s=60))))
+    reader.start()
+    servers.wait_until(lambda: len(looks) > 2, what="the reader waits")
+    assert reader.is_alive()
+    submit(r, "j", some(5))
+    work(r, "j", double, consumer="a")
+    reader.join()
+    assert_right(found[0], 5)
+
+
+def test_who_reads_a_job_that_is_not_there_is_told(r: redis.Redis) -> None:
+    with pytest.raises(TimeoutError, match=r"job 'mistyped'.*Any submit\?"):
+        next(results(r, "mistyped", wait_s=0.1))
+    assert list(results(r, "mistyped", wait_s=0)) == []
+    assert r.dbsize() == 0
+    submit(r, "empty", [])
+    assert list(results(r, "empty")) == []  # at once
+
+
+def test_a_job_that_is_deleted_while_it_is_read_does_not_look_finished(r: redis.Redis) -> None:
+    submit(r, "j", some(12))
+    work(r, "j", double, consumer="a")
+    reading = results(r, "j", wait_s=0.1)
+    assert [next(reading)[0] for _ in range(8)] == list(range(8))  # one window
+    delete(r, "j")
+    with pytest.raises(TimeoutError):
+        next(reading)
+
+
 def test_large_results_are_read_a_few_at_a_time(r: redis.Redis) -> None:
     submit(r, "j", some(24))
     work(r, "j", lambda b: np.zeros(1_000_000, np.uint8), consumer="a")
@@ -685,6 +824,33 @@ def test_a_reply_of_large_batches_has_a_bound(r: redis.Redis) -> None:
     submit(r, "j", ({"x": np.zeros(1_000_000, np.uint8)} for _ in range(12)))
     _, *taken = dp._eval(r, "j", dp._TAKE, "a", 256, 1000)
     assert len(taken) == 5  # the fifth passes 4 MiB
+
+
+def test_an_answer_of_large_results_has_a_bound(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """63 small ones and then large ones: the worker has taken 64 at once when it meets these."""
+    monkeypatch.setattr(dp, "GROUP_S", 10)  # a slow machine makes smaller groups
+    sent: list[int] = []
+    client = another(r)
+    run = client.execute_command
+
+    def counted(*args: Any, **options: Any) -> Any:
+        sent.append(sum(len(arg) for arg in args if isinstance(arg, bytes)))
+        return run(*args, **options)
+
+    client.execute_command = counted  # type: ignore[method-assign]
+
+    def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+        i = int(batch["id"][0])
+        return np.full(1 if i < 63 else 1_000_000, i % 256, np.uint8)
+
+    submit(r, "j", some(63 + 20))
+    assert work(client, "j", predict, consumer="a") == Stats(done=83)
+    assert 4_000_000 < max(sent) < dp.MAX_BLOB + 1_001_000
+    assert [(i, len(y), y[-1]) for i, y in results(r, "j")] == [
+        (i, 1 if i < 63 else 1_000_000, i) for i in range(83)
+    ]
 
 
 # --8<-- [start:progress-bar]
