@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import math
 import os
-import secrets
+import re
 import subprocess
 import threading
 import time
@@ -191,8 +191,10 @@ def _link(base: Any, of_sentinel: bool = False) -> Any:
     return type("Link", (*[sentinel.SentinelManagedConnection] * of_sentinel, _Link, base), {})
 
 
-WAITS = {"BLMPOP": 1, "BZMPOP": 1, "WAIT": -1, "WAITAOF": -1}  # where the time is; 0: for ever
-WAITS |= dict.fromkeys(("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"), -1)
+WAITS = {  # where the time is; 0: for ever
+    "BLMPOP": 1, "BZMPOP": 1, "WAIT": -1, "WAITAOF": -1, "BLPOP": -1, "BRPOP": -1, "BLMOVE": -1,
+    "BRPOPLPUSH": -1, "BZPOPMIN": -1, "BZPOPMAX": -1,
+}  # fmt: skip
 
 
 def _waits_s(command: Sequence[Any]) -> float:
@@ -422,7 +424,7 @@ def drill(
     and after. `batch`: writes of `size` bytes at a time. Raises Unavailable if after `wait_s` no
     write succeeds. Not for servers that others need.
     """
-    tag, value, stop = f"{{drill:{secrets.token_hex(6)}}}", os.urandom(size), threading.Event()
+    tag, value, stop = f"{{drill:{os.urandom(6).hex()}}}", os.urandom(size), threading.Event()
     primary: Any = primary_of(r, tag)
     fatal = {"kill": SIGKILL, "freeze": SIGSTOP}[how if isinstance(how, str) else "kill"]
     victim = [] if callable(how) else [_process(primary)]
@@ -507,6 +509,9 @@ SENTINEL = """\
 # {name}: on {host}, in a folder of its own: redis-server {name} --sentinel (it rewrites the file)
 bind {host}
 port {port}
+# A name among the hosts is looked up when this is read (Redis 6.2); what Sentinels tell are IP
+# addresses, as one server under a name and an address would count twice.
+sentinel resolve-hostnames yes
 # {quorum} must find the primary dead; a majority of all Sentinels must elect who replaces it.
 sentinel monitor {service} {primary} {quorum}
 # Shorter: faster, and more false alarms (a slow disk, a fork, a long script).
@@ -523,9 +528,11 @@ def render_sentinel(
 ) -> dict[str, str]:  # fmt: skip
     """Return file name -> text: primary-1.conf, replica-1.conf, ..., sentinel-1.conf, start.txt.
 
-    `hosts`: "host" or "host:port" of each server, the first primary first. `sentinels`: of each
-    Sentinel, 3 or more; by default one beside each server. `quorum`: by default a majority.
-    `password`: by default a fresh one. Raises ValueError for what cannot fail over.
+    `hosts`: "host" or "host:port" of each server, the first primary first: an IPv4 address, better
+    than a name, which must resolve to one. `sentinels`: of each Sentinel, 3 or more; by default one
+    beside each server. `quorum`: by default a majority. `password`: by default a fresh one; given
+    ones, and `service`, are of letters, digits and _.~- as they stand in a URL and a shell line.
+    Raises ValueError for what cannot fail over, or would be read as something else.
     """
     watchers = sentinels or [host.partition(":")[0] for host in hosts]
     quorum = quorum or len(watchers) // 2 + 1
@@ -533,13 +540,12 @@ def render_sentinel(
         raise ValueError(f"wanted: 3 Sentinels, a quorum of them, {1 + min_replicas} servers")
     servers = [h if ":" in h else f"{h}:6379" for h in hosts]
     watchers = [h if ":" in h else f"{h}:26379" for h in watchers]
-    fields = {"service": service, "quorum": quorum, "primary": servers[0].replace(":", " ")}
-    fields |= {"timeout_ms": down_after_ms, "min_replicas": min_replicas}
+    fields = {"service": service, "quorum": quorum, "timeout_ms": down_after_ms}
     kinds = {"primary": (SERVER, servers[:1]), "sentinel": (SENTINEL, watchers)}
     kinds["replica"] = (SERVER + "replicaof {primary}\n", servers[1:])
     last = "# Then connect to redis+sentinel://:{password}@" + ",".join(watchers)
     last += "/{service}?sentinel_password={password}"
-    return _render(kinds, fields, password, last)
+    return _render(kinds, fields | {"min_replicas": min_replicas}, password, last)
 
 
 def render_cluster(
@@ -548,7 +554,8 @@ def render_cluster(
 ) -> dict[str, str]:  # fmt: skip
     """Return file name -> text: node-1.conf, ..., start.txt, whose last line joins the nodes.
 
-    `hosts`: "host" or "host:port" of each node: at least 3 primaries with `replicas` each.
+    `hosts`: "host" or "host:port" of each node: at least 3 primaries with `replicas` each. What a
+    host and a `password` may be, and the errors: as in render_sentinel().
     """
     if len(hosts) < 3 * (1 + replicas):
         raise ValueError(f"wanted: 3 primaries with {replicas} each: {3 + 3 * replicas} nodes")
@@ -560,10 +567,15 @@ def render_cluster(
 
 
 def _render(kinds: Any, fields: dict[str, Any], password: str, last: str) -> dict[str, str]:
-    files, fields["password"] = {}, password or secrets.token_hex(16)
+    files, fields["password"] = {}, password or os.urandom(16).hex()
+    # No quoting suits them all: configuration files, a URL, and a line for the shell.
+    given = [(f"host {n!r}", n) for _, nodes in kinds.values() for n in nodes] + [*fields.items()]
+    if bad := [k for k, v in given if not re.fullmatch(r"(?a)[\w.~-]+(:\d+)?", str(v))]:
+        raise ValueError(f"{bad[0]}: give letters, digits, _.~- only; host: a name or IPv4[:port]")
     for kind, (text, nodes) in sorted(kinds.items()):
         for i, node in enumerate(nodes, 1):
             name, (host, port) = f"{kind}-{i}.conf", node.split(":")
+            fields.setdefault("primary", f"{host} {port}")  # that file comes first
             files[name] = text.format(name=name, host=host, port=port, **fields)
     how = "\n".join(text.partition("\n")[0] for text in files.values())  # they say it themselves
     return files | {"start.txt": f"{how}\n{last.format(**fields)}\n"}
@@ -577,10 +589,9 @@ def lossy(r: redis.Redis, *commands: str, careful: bool = True) -> redis.Redis:
 
     For tests of your own code. `careful`: it repeats as connect() does; else as redis-py does.
     """
-    base: Any = r.connection_pool.connection_class
-    left = set(commands)
+    base, left = cast(Any, r.connection_pool.connection_class), set(commands)
 
-    class Lossy(base):  # type: ignore[misc]
+    class Lossy(base):  # type: ignore[misc, valid-type]
         def send_command(self, *args: Any, **options: Any) -> None:
             self.sent = args[0]
             super().send_command(*args, **options)

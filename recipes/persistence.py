@@ -17,6 +17,7 @@ Run: python recipes/persistence.py shows it; `audit REDIS_URL PROFILE [--json]` 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -139,12 +140,14 @@ def render(profile: str | Profile, **overrides: Any) -> str:
     """Return a redis.conf with a reason above each line; a server starts by `redis-server FILE`.
 
     `overrides` are directives with _ for -, such as maxmemory="8gb", requirepass="...", port=6380,
-    dir="/data"; None leaves one out. They stand last, and only the server checks them.
+    dir="/data", rename_command='FLUSHALL ""'; None leaves one out. They stand last, and only the
+    server checks them.
     """
     known = _settings(profile, overrides)
     lines = [f"# {known.name}: {known.data}", "# Give it a password: requirepass, or users (ACL)."]
     for name, (value, why) in known.settings.items():
-        words = value.split() if name in ("save", "bind", "user") and value else [value]
+        several = value and name in ("save", "bind", "user", "loadmodule", "rename-command")
+        words = ["" if word == '""' else word for word in value.split()] if several else [value]
         lines += ["", f"# {why}", " ".join([name, *map(_quoted, words)])]
     return "\n".join(lines) + "\n"
 
@@ -178,8 +181,9 @@ def apply(
         left -= {name.replace("_", "-") for name in overrides}
         wanted = {name: known[name] for name in known.settings if name not in left}
         log = wanted.pop("appendonly", old["appendonly"])
-        r.config_set(*itertools.chain(*wanted.items()))  # all or none
-        if log == "no" and known["save"]:
+        if wanted:
+            r.config_set(*itertools.chain(*wanted.items()))  # all or none
+        if log == "no" and wanted.get("save", old["save"]):
             # else nothing is on disk until the first point is reached
             _finished(r, r.bgsave, "rdb_last_bgsave_status")
         if log != old["appendonly"]:
@@ -460,17 +464,31 @@ def restore(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Bac
     It serves a server with `appendonly` and one without, of the usual file names, and of the same
     version or a newer one. Into a running, empty server it comes by REPLICAOF that one, then
     REPLICAOF NO ONE. DamagedBackup or PersistenceError, and nothing done, if verify() refuses the
-    file or the folder has data.
+    file, the folder has data, or the disk is full. It needs a file system with hard links.
     """
     made, target = verify(path), Path(folder)
     log, snapshot = target / "appendonlydir", target / "dump.rdb"
-    if log.exists() or snapshot.exists():
-        raise PersistenceError(f"{target} has data: name an empty folder, or move that away")
-    log.mkdir(parents=True)
-    base = shutil.copyfile(path, log / "appendonly.aof.1.base.rdb")
-    os.truncate(base, made.size)
-    (log / "appendonly.aof.manifest").write_text(f"file {base.name} seq 1 type b\n")
-    os.link(base, snapshot)  # a server replaces these two, it never writes into them
+    new = [place for place in (target, *target.parents) if not os.path.exists(place)]
+    try:
+        if log.exists() or snapshot.exists():
+            raise FileExistsError("it has data: name an empty folder, or move that away")
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".restore.") as scratch:
+            (half := Path(scratch, log.name)).mkdir()
+            base = shutil.copyfile(path, half / "appendonly.aof.1.base.rdb")
+            os.truncate(base, made.size)
+            (half / "appendonly.aof.manifest").write_text(f"file {base.name} seq 1 type b\n")
+            os.link(base, snapshot)  # a server replaces these two, it never writes into them
+            try:
+                half.rename(log)
+            except OSError:
+                snapshot.unlink()
+                raise
+    except OSError as error:
+        for place in new:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise PersistenceError(f"not restored into {target}: {error}") from error
     return made
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shlex
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -707,11 +708,16 @@ def started(kind: str, files: dict[str, str], folder: Path) -> Iterator[dict[str
         yield running
 
 
+# A name must stand for an IPv4 address first; not on every machine does this one.
+NAMES = ["localhost"] * (socket.getaddrinfo("localhost", None)[0][0] == socket.AF_INET)
+
+
 @pytest.mark.real_redis
-def test_a_rendered_sentinel_setup_starts(server_kind: str, tmp_path: Path) -> None:
-    hosts = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+@pytest.mark.parametrize("host", ["127.0.0.1", *NAMES])
+def test_a_rendered_sentinel_setup_starts(host: str, server_kind: str, tmp_path: Path) -> None:
+    hosts = [f"{host}:{free_port()}" for _ in range(3)]
     files = ha.render_sentinel(
-        hosts, service="jobs", sentinels=[f"127.0.0.1:{free_port()}" for _ in range(3)],
+        hosts, service="jobs", sentinels=[f"{host}:{free_port()}" for _ in range(3)],
         down_after_ms=3000,
     )  # fmt: skip
     url = files["start.txt"].split("connect to ")[1].strip()
@@ -739,6 +745,24 @@ def test_a_rendered_sentinel_setup_starts(server_kind: str, tmp_path: Path) -> N
             )
         quorum = admin.execute_command("SENTINEL", "CKQUORUM", "jobs")
         assert b"3 usable Sentinels" in quorum
+        if host == "localhost":
+            running["primary-1.conf"].kill()
+            assert r.set("k", 2)  # another one is the primary
+            # all of them under their addresses: under two names a server would count twice
+            known = {f"127.0.0.1:{h.rpartition(':')[2]}" for h in hosts}
+            for watcher in watchers:
+                admin = watcher.client(password=password)
+                servers.wait_until(
+                    lambda admin=admin: known == names_of(admin, "jobs"),  # type: ignore[misc]
+                    timeout_s=20,
+                    what=f"the Sentinels know {known}",
+                )
+
+
+def names_of(admin: Any, service: str) -> set[str]:
+    host, port = admin.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+    replicas = {node["name"] for node in admin.sentinel_slaves(service)}
+    return {f"{host.decode()}:{port.decode()}"} | replicas
 
 
 @pytest.mark.real_redis
@@ -782,3 +806,37 @@ def test_what_cannot_fail_over_is_not_rendered() -> None:
     assert (
         ha.render_cluster(["a"] * 6)["node-1.conf"] != ha.render_cluster(["a"] * 6)["node-1.conf"]
     )
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "[::1]:7000", "a b", "a:", "a:b", "a;b", "{x}"])
+def test_a_host_that_would_be_read_as_something_else_is_refused(host: str) -> None:
+    for render, hosts in (
+        (ha.render_sentinel, [host] * 3),
+        (lambda wrong: ha.render_sentinel(["a"] * 3, sentinels=wrong), [host] * 3),
+        (ha.render_cluster, [host] * 6),
+    ):
+        with pytest.raises(ValueError, match=r"host '.*': .* a name or IPv4\[:port\]"):
+            render(hosts)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "secret", ["my secret", '"my', "p/w@1?#%41", "x\nslaveof no one", "x\n", "$(id)", "\u00fc"]
+)
+def test_a_password_that_would_need_quotes_is_refused(secret: str) -> None:
+    for render in (ha.render_sentinel, ha.render_cluster):
+        with pytest.raises(ValueError, match="password: give letters, digits") as refused:
+            render(["a"] * 6, password=secret)
+        assert secret not in str(refused.value)
+    with pytest.raises(ValueError, match="service: give letters"):
+        ha.render_sentinel(["a", "b", "c"], service=secret)
+
+
+def test_a_password_of_plain_characters_stands_in_all_places() -> None:
+    files = ha.render_sentinel(["a", "b-1.c"], sentinels=["10.0.0.1"] * 3, password="-aA0_.~")
+    assert "\nrequirepass -aA0_.~\n" in files["sentinel-1.conf"]
+    url = files["start.txt"].split("connect to ")[1].strip()
+    pool = connect(url).connection_pool  # type: ignore[union-attr]
+    assert pool.connection_kwargs["password"] == "-aA0_.~"
+    assert pool.sentinel_manager.sentinel_kwargs["password"] == "-aA0_.~"
+    join = ha.render_cluster(["a"] * 6, password="-aA0_.~")["start.txt"].splitlines()[-1]
+    assert shlex.split(join)[0] == "REDISCLI_AUTH=-aA0_.~"

@@ -123,6 +123,20 @@ def test_the_rendered_bind_is_accepted(server_kind: str, tmp_path: Path) -> None
         assert server.client().ping()
 
 
+@real_redis
+def test_a_directive_of_several_words_starts(server_kind: str, tmp_path: Path) -> None:
+    conf = render("cache", rename_command="FLUSHALL  hidden", oom_score_adj_values="0 200 800")
+    conf += render("cache", rename_command='FLUSHDB ""').splitlines()[-1] + "\n"
+    with started(server_kind, tmp_path, conf) as server:
+        r = server.client()
+        for command in "FLUSHALL", "FLUSHDB", '""':
+            with pytest.raises(redis.ResponseError, match="unknown command"):
+                r.execute_command(command)
+        assert r.execute_command("hidden")
+        assert r.config_get("oom-score-adj-values") == {"oom-score-adj-values": "0 200 800"}
+    assert 'requirepass "\\x22\\x22"' in render("cache", requirepass='""')
+
+
 def test_overrides_stand_last_and_say_what_they_replace() -> None:
     text = render("stream", appendfsync="everysec", save=None, lazyfree_lazy_user_del=True)
     assert text.endswith(
@@ -186,6 +200,27 @@ def test_apply_evicts_nothing_by_a_limit_that_is_too_low(server_kind: str) -> No
         assert r.config_get("maxmemory") == {"maxmemory": str(3 << 30)}
         apply(r, "cache", maxmemory="2gb")
         assert r.config_get("maxmemory") == {"maxmemory": str(2 << 30)}
+
+
+@real_redis
+@pytest.mark.parametrize("name", PROFILES)
+def test_apply_leaves_alone_what_is_none(name: str, playground: servers.Server) -> None:
+    r = playground.client()
+    other = PROFILES["stream" if name == "cache" else "cache"]
+    everything = dict.fromkeys((d.replace("-", "_") for d in other.settings), None)
+    for left_out in (*everything, None):
+        apply(r, other, maxmemory="2gb", repl_backlog_size="32mb", min_replicas_to_write=0)
+        before: Any = r.config_get("*")
+        overrides: dict[str, Any] = {left_out: None} if left_out else everything
+        changes = apply(r, name, **overrides)
+        after: Any = r.config_get("*")
+        assert {(d, before[d], after[d]) for d in after if before[d] != after[d]} == set(changes)
+        given = {word.replace("_", "-") for word in overrides}
+        wanted = {d: v for d, (v, _) in PROFILES[name].settings.items() if d not in given}
+        wanted = {d: v for d, v in wanted.items() if d not in ("bind", "maxmemory")}
+        wanted |= {"repl-backlog-size": str(64 << 20)} if "repl-backlog-size" in wanted else {}
+        assert {d: after[d] for d in wanted} == wanted
+        assert {d: after[d] for d in given} == {d: before[d] for d in given}
 
 
 @real_redis
@@ -980,6 +1015,46 @@ def test_restore_overwrites_nothing(stored: bytes, server_kind: str, tmp_path: P
         with pytest.raises(PersistenceError, match="has data"):
             restore(tmp_path / "backup", folder)
         assert [path.name for path in folder.iterdir()] == [name]
+
+
+RESTORE = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import persistence
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # what a write gets in its place is an OSError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    persistence.restore(sys.argv[2], sys.argv[3])
+except persistence.PersistenceError as error:
+    print(type(error.__cause__).__name__, error)
+"""
+
+
+@real_redis
+@pytest.mark.parametrize("place", ["data", "a/new/one", "with files"])
+def test_a_restore_that_fails_leaves_nothing_and_can_be_repeated(
+    place: str, stored: bytes, server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "backup").write_bytes(stored)
+    (tmp_path / "with files").mkdir()
+    (tmp_path / "with files" / "redis.conf").touch()
+    before = sorted(tmp_path.rglob("*"))
+    words = [str(RECIPE.parent), str(tmp_path / "backup"), str(tmp_path / place)]
+    child = [sys.executable, "-c", RESTORE, *words]
+    told = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("OSError not restored into ") and "File too large" in told
+    assert sorted(tmp_path.rglob("*")) == before
+    for module, name in ((os, "link"), (Path, "rename")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, mock.Mock(side_effect=OSError("broken")))
+            with pytest.raises(PersistenceError, match="broken"):
+                restore(tmp_path / "backup", tmp_path / place)
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(PersistenceError, match="not restored into"):
+        restore(tmp_path / "backup", tmp_path / "with files" / "redis.conf")
+    made = restore(tmp_path / "backup", tmp_path / place)
+    with started(server_kind, tmp_path / place, "") as server:
+        assert server.client().dbsize() == made.keys
 
 
 @real_redis
