@@ -47,6 +47,7 @@ PIPE_BYTES, PIPE_COMMANDS = 8 << 20, 1000  # in a round trip
 MAX_MANIFEST, MAX_BYTES = 4 << 20, 16 << 30  # of a version: more is refused, by save and by load
 HISTORY = 10_000  # moves of an alias that a watcher may be behind
 SAVE_S = 3600  # the longest that a save may take
+TRIES = 100  # of a save whose chunks each prune() takes
 WAIT_S, RETRY_S = 1.0, 0.1  # watch(): of one reply (below any socket time-out); to connect again
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ClusterDownError)
 
@@ -80,21 +81,36 @@ class Version(int):
     sent_bytes: int  # of the chunks that were not stored
 
 
-DTYPE = re.compile(r"[<>|][biufc]\d+|(bfloat|float[4-8]_|u?int[124]$|b?complex32)\w*")
+DTYPE = re.compile(r"[<>|][biufc]\d+|>?(bfloat|float[4-8]_|u?int[124]$|b?complex32)\w*")
+
+
+def dtype_text(dtype: np.dtype[Any]) -> str | None:
+    """Return "<f4", ">i8", "bfloat16", ">bfloat16", ...; None for what is not numbers."""
+    named = ">" * (dtype.byteorder == ">") + dtype.name  # the name alone drops the byte order
+    return next(filter(DTYPE.fullmatch, (named, dtype.str)), None)
 
 
 def parse_dtype(text: str) -> np.dtype[Any]:
-    """Return the dtype of "<f4", ">i8", "bfloat16", ...; TypeError for what is not numbers."""
-    if not DTYPE.fullmatch(text):
+    """Return the dtype of such a text; TypeError for what is not numbers."""
+    if not (match := DTYPE.fullmatch(text)):
         raise TypeError(f"{text!r} is no dtype of numbers")
-    if text[0] not in "<>|":
+    if match[1]:
         import ml_dtypes  # noqa: F401 (tells numpy what bfloat16 is)
-    return np.dtype(text)
+    return np.dtype(text.lstrip(">")).newbyteorder(">" if text[0] == ">" else "|")
 
 
-def seal(manifest: Mapping[str, Any]) -> bytes:
-    """Return `HASH JSON`; the script that publishes it puts `NUMBER TIME ` in front."""
-    text = json.dumps(manifest, allow_nan=False).encode()
+def seal(facts: Mapping[str, Any], is_encoded: bool, tensors: Iterable[Any]) -> bytes:
+    """Return `HASH JSON`; the script that publishes it puts `NUMBER TIME ` in front.
+
+    A line break comes before each chunk. JSON escapes those of names and metadata, so that the
+    scripts take no text of users for a chunk, whatever it looks like.
+    """
+    head = json.dumps({"facts": facts, "encoded": is_encoded}, allow_nan=False)
+    rows = (
+        json.dumps(about)[:-1] + ", [" + ",".join(f'\n"{chunk}"' for chunk in chunks) + "]]"
+        for *about, chunks in tensors
+    )
+    text = f'{head[:-1]}, "tensors": [{", ".join(rows)}]}}'.encode()
     return blake3(text).hexdigest().encode() + b" " + text
 
 
@@ -136,8 +152,8 @@ local is_stale = parent ~= '' and parent ~= current
 if is_stale then redis.call('HDEL', saves, token) return {'conflict', current} end
 if not state then return {'late'} end
 local lost = {'pruned'}
-for hash, by in string.gmatch(manifest, '"(%x+)%.(%x+)"') do
-  local is_lost = #hash == 64 and redis.call('HGET', blobs, hash) ~= by
+for hash, by in string.gmatch(manifest, '\\n"(%x+)%.(%x+)"') do
+  local is_lost = redis.call('HGET', blobs, hash) ~= by
   if is_lost then lost[#lost + 1] = hash .. '.' .. by end
 end
 if #lost > 1 then return lost end
@@ -208,7 +224,7 @@ class ParamStore:
         tensors, pieces, nbytes = list[Any](), list[Any](), 0
         for name, value in dict(params).items():
             array = np.asarray(value, order="C")
-            dtype = next(filter(DTYPE.fullmatch, (array.dtype.name, array.dtype.str)), None)
+            dtype = dtype_text(array.dtype)
             if dtype is None or not isinstance(name, str):
                 raise TypeError(f"params[{name!r}] is {array.dtype}: str names and numbers only")
             raw: Any = self._encode(array) if self._encode else array.reshape(-1).view(np.uint8)
@@ -223,13 +239,13 @@ class ParamStore:
         hashes = [blake3(piece).hexdigest() for piece in pieces]
         token = secrets.token_hex(8)
         self._r.hset(self._keys[3], token, self._r.time()[0])
-        while True:
+        for _ in range(TRIES):
             by = self._run(REGISTER, alias, token, *hashes)
             names = [f"{h}.{t.decode()}" for h, t in zip(hashes, by, strict=True)]
             facts["sent_bytes"] += self._send(dict(zip(names, pieces, strict=True)))
             rest = iter(names)
             entries = [(*tensor, list(islice(rest, n))) for *tensor, n in tensors]
-            manifest = seal({"facts": facts, "encoded": bool(self._encode), "tensors": entries})
+            manifest = seal(facts, bool(self._encode), entries)
             if len(manifest) > MAX_MANIFEST:
                 raise ValueError("more metadata, tensors and chunks than MAX_MANIFEST allows")
             status, *answer = self._run(PUBLISH, alias, alias, HISTORY, token, base, manifest)
@@ -237,9 +253,16 @@ class ParamStore:
                 break
             # Chunks of others that were stored when we looked: send them as our own. If we sent
             # such a chunk after it was unlinked, nobody else knows of it.
+            if foreign := {name.decode() for name in answer} - set(names):
+                raise ParamStoreError(f"nothing is published: {foreign} are no chunks of this save")
             list(self._pipe((0, "UNLINK", name.decode()) for name in answer))
         if status == b"conflict":
             raise Conflict(f"{alias!r} names version {int(answer[0])}, not {base}")
+        if status == b"pruned":
+            raise ParamStoreError(
+                f"nothing is published: {TRIES} times prune() took chunks that were stored; save "
+                "again, and prune less often"
+            )
         if status == b"late":
             raise ParamStoreError(
                 f"nothing is published: the save took longer than {SAVE_S} s, or a failover forgot "
@@ -339,9 +362,10 @@ class ParamStore:
                 data[at : at + len(blob)] = np.frombuffer(blob, np.uint8)
                 at += len(blob)
             array: Any = decode(data.tobytes()) if is_encoded else data.view(dtype).reshape(shape)
-            if array.dtype != dtype or array.shape != tuple(shape):
+            is_like = array.dtype.newbyteorder("=") == dtype.newbyteorder("=")
+            if not is_like or array.shape != tuple(shape):
                 raise Corrupt(f"{name!r} is decoded to {array.dtype} {array.shape}")
-            yield name, array
+            yield name, array.astype(dtype, copy=False)  # decode() may give another byte order
 
     def watch(self, alias: str, *, timeout_s: float | None = None) -> Iterator[Version]:
         """Yield the version that the alias names now, then each that it comes to name, in order.
@@ -397,7 +421,10 @@ class ParamStore:
     for i, number in ipairs(numbers) do
       local record = redis.call('HGET', versions, number)
       if i > tonumber(ARGV[1]) and not used[number] then redis.call('HDEL', versions, number)
-      else for hash in string.gmatch(record, '"(%x+)%.%x+"') do used[hash] = true end end
+      else
+        local line = string.find(record, '\\n') and '\\n' or ''  -- older manifests have no lines
+        for hash in string.gmatch(record, line .. '"(%x+)%.%x+"') do used[hash] = true end
+      end
     end
     for i = 1, #states, 2 do
       local begun, answer = string.match(states[i + 1], '%S+$'), string.find(states[i + 1], ' ')
@@ -437,9 +464,14 @@ class ParamStore:
 # --8<-- [start:interchange]
 # PyTorch, JAX and Hugging Face models come as safetensors files, which run no code when read.
 def to_safetensors(params: Mapping[str, ArrayLike], path: str | Path) -> None:
-    """Write arrays to a file, such as `to_safetensors(store.load("production"), path)`."""
+    """Write arrays to a file, such as `to_safetensors(store.load("production"), path)`.
+
+    Raises ValueError for a tensor named `__metadata__`: the format keeps that name for itself.
+    """
     from safetensors.numpy import save_file  # looks at no strides: give it C order
 
+    if "__metadata__" in params:
+        raise ValueError("safetensors files have no tensor named '__metadata__': rename it")
     save_file({name: np.asarray(value, order="C") for name, value in params.items()}, path)
 
 

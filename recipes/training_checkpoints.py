@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import operator
 import re
 import secrets
 import time
@@ -107,14 +108,15 @@ class Lease(NamedTuple):
 # pickle runs what it reads, so a checkpoint is JSON (state; names, dtypes, shapes) and raw bytes.
 # All that the JSON says is checked against the bytes that are there before an array is made.
 MAGIC, ALIGN = b"CKPT\0\0\0\1", 64
-DTYPE = re.compile(r"[<>|][biufc]\d{1,2}|bfloat16|float8_[a-z0-9]+")
+DTYPE = re.compile(r"[<>|][biufc]\d{1,2}|>?(bfloat16|float8_[a-z0-9]+)")
 
 
 def _encode(arrays: Mapping[str, ArrayLike], state: Any) -> memoryview:
     specs, parts = [], []
     for name, value in arrays.items():
         array = np.asarray(value, order="C")
-        dtype = next(filter(DTYPE.fullmatch, (array.dtype.name, array.dtype.str)), None)
+        named = ">" * (array.dtype.byteorder == ">") + array.dtype.name  # a name has no byte order
+        dtype = next(filter(DTYPE.fullmatch, (named, array.dtype.str)), None)
         if dtype is None or not isinstance(name, str):
             raise TypeError(f"arrays[{name!r}] is {array.dtype}: str names, numbers and bools only")
         specs.append((name, dtype, array.shape))
@@ -142,11 +144,13 @@ def _decode(data: bytearray) -> tuple[dict[str, NDArray[Any]], Any]:
         raise ValueError("not a checkpoint of this version")
     head, arrays = json.loads(data[16:at]), {}
     for name, text, shape in head["arrays"]:
-        if not DTYPE.fullmatch(text) or not all(type(n) is int and n >= 0 for n in shape):
+        match = DTYPE.fullmatch(text)
+        if not match or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"array {name!r} is {text!r} of shape {shape}")
-        if text[0] not in "<>|":
+        if match[1]:
             import ml_dtypes  # noqa: F401 (tells numpy what bfloat16 is)
-        dtype, count = np.dtype(text), int(np.prod(shape, dtype=object))
+        dtype = np.dtype(text.lstrip(">")).newbyteorder(">" if text[0] == ">" else "|")
+        count = int(np.prod(shape, dtype=object))
         arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape)
         at += -(-arrays[name].nbytes // ALIGN) * ALIGN
     return arrays, head["state"]
@@ -248,7 +252,14 @@ class Checkpoints:
         self.keys = [f"{{checkpoints:{run}}}:{k}" for k in ("lease", "fence", "pending", "saved")]
 
     def acquire(self, owner: str, *, ttl_s: float = 30, wait_s: float = 0) -> Lease:
-        """Return the lease; LeaseHeld after `wait_s` seconds, also for an `owner` who crashed."""
+        """Return the lease; LeaseHeld after `wait_s` seconds, also for an `owner` who crashed.
+
+        Raises TypeError if `owner` is no str, ValueError if `ttl_s` is under a millisecond.
+        """
+        if not isinstance(owner, str):
+            raise TypeError(f"owner is a str, a label for people, not a {type(owner).__name__}")
+        if not 0.001 <= ttl_s <= 1e9:
+            raise ValueError(f"ttl_s is 0.001 seconds to 1e9, not {ttl_s}: see Lease")
         deadline, nonce = time.monotonic() + wait_s, secrets.token_hex(8)
         while True:
             keys, ttl_ms = self.keys[:3], int(ttl_s * 1000)
@@ -265,12 +276,15 @@ class Checkpoints:
 
         `arrays`: name -> numbers or bools of any shape. `state`: JSON with str keys; NaN and
         infinity are kept, tuples come back as lists. A step that is saved already is replaced.
+        Raises ValueError unless `step` is an integer of 0 or more.
         """
+        if not hasattr(step, "__index__") or (step := operator.index(step)) < 0:
+            raise ValueError(f"a step is an integer of 0 or more, not {step!r}: count them")
         data, nonce = _encode(arrays, state), secrets.token_hex(8)
-        if step < 0 or lease.checkpoints.keys != self.keys or len(data) > MAX_BYTES:
-            raise ValueError(f"step {step} < 0, lease of another run, or above {MAX_BYTES} bytes")
+        if lease.checkpoints.keys != self.keys or len(data) > MAX_BYTES:
+            raise ValueError(f"the lease is of another run, or the arrays above {MAX_BYTES} bytes")
         chunks, checksum = -(-len(data) // CHUNK), xxhash.xxh3_128_hexdigest(data)
-        id = f"{step:d}.{lease.token}.{nonce}.{chunks}.{len(data)}.{checksum}".encode()
+        id = f"{step}.{lease.token}.{nonce}.{chunks}.{len(data)}.{checksum}".encode()
         try:
             _upload(self, id, data, lease)
         except BaseException:

@@ -92,6 +92,7 @@ def test_round_trip_to_the_bit(r: redis.Redis) -> None:
         if name == "int4":
             bits = bits[:8]
         params[name] = bits.view(dtype)
+        params[f"{name} big"] = params[name].astype(dtype.newbyteorder(">"))
     params["nan"] = np.array([0x7FC00001, 0xFFFFFFFF, 0x80000000], "u4").view("f4")
     params["0-d"] = np.array(3.5)
     params["empty"] = np.zeros((3, 0, 2), "i4")
@@ -102,6 +103,8 @@ def test_round_trip_to_the_bit(r: redis.Redis) -> None:
     store = ParamStore(r, "m")
     assert same(store.load(store.save(params)), params)
     assert all(array.flags.writeable for array in store.load().values())
+    big = store.load(names=["bfloat16 big"])["bfloat16 big"]
+    assert big.astype("f4").tobytes() == params["bfloat16"].astype("f4").tobytes()
 
 
 def test_strided_and_other_input(r: redis.Redis) -> None:
@@ -142,6 +145,99 @@ def test_any_array_any_chunk_size(r: redis.Redis, array: np.ndarray, name: str, 
     assert same(
         store.load(version), {name: array, "other": array} if name != "other" else {name: array}
     )
+
+
+NUMBERED = itertools.count()
+CHUNK_LIKE = st.builds(
+    "{}{}.{}{}".format,
+    st.sampled_from(["", '"', '\\"', '\\\\"', "\n", '\n"', '\\n"', '", \n"', '"]]}\n"']),
+    st.sampled_from(["ab" * 32, "0" * 64, "ab", "theirs", "mine"]),
+    st.sampled_from(["cafe", "0" * 16, "theirs", "mine"]),
+    st.sampled_from(["", '"', '\\"', '"\n', '", "', '"]]']),
+)
+HOSTILE = (
+    CHUNK_LIKE | st.text(max_size=9) | st.sampled_from(["tensors", "facts", "\ud800\n", "\x7f"])
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    names=st.lists(HOSTILE, min_size=1, max_size=3, unique=True),
+    metadata=st.dictionaries(HOSTILE, st.recursive(HOSTILE, st.lists, max_leaves=3), max_size=3),
+)
+def test_text_that_looks_like_a_chunk_is_text(
+    r: redis.Redis, names: list[str], metadata: dict[str, Any]
+) -> None:
+    """Names and metadata may hold any text, also names of chunks that are stored."""
+    store = ParamStore(r, f"text-{next(NUMBERED)}")
+    theirs, mine = np.arange(9), np.arange(7)
+    store.save({"t": theirs})
+    [key] = blob_keys(r, store._name)
+    chunk = key.decode().rpartition(":")[2]
+    own = blake3(mine.tobytes()).hexdigest()
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        by, token = chunk.split(".")
+        for mark, text in (("theirs.theirs", chunk), ("theirs", by), ("mine.", own + "."),
+                           (".mine", f".{token}")):  # fmt: skip
+            value = value.replace(mark, text)
+        return value
+
+    params = {filled(name): mine for name in names}
+    metadata = {filled(key): filled(value) for key, value in metadata.items()}
+    version = store.save(params, metadata=metadata)
+    assert same(store.load(version), params) and same(store.load(1), {"t": theirs})
+    assert store.versions()[1].metadata == version.metadata == metadata
+    assert store.prune(keep=1) == theirs.nbytes and len(blob_keys(r, store._name)) == 1
+    assert same(store.load(version), params)
+
+
+@pytest.mark.parametrize("where", ["metadata", "name"])
+def test_a_content_hash_as_a_file_name_is_welcome(r: redis.Redis, where: str) -> None:
+    file = "ab" * 32 + ".cafe"
+    store = ParamStore(r, "m")
+    r.set(f"params:m:blob:{file}", "theirs")
+    params = {file if where == "name" else "w": np.arange(3)}
+    version = store.save(params, metadata={"data": file, file: [file]} if where != "name" else {})
+    assert version == 1 and same(store.load(), params)
+    assert r.get(f"params:m:blob:{file}") == b"theirs"
+
+
+def test_a_save_ends_whatever_the_script_answers(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ParamStore(r, "m")
+    store.save(model(seed=1))
+    chunk = blob_keys(r)[0].decode().rpartition(":")[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_params, "PUBLISH", f"return {{'pruned', '{chunk}'}}")
+        with pytest.raises(ParamStoreError, match="no chunks of this save"):
+            store.save(model(seed=2))
+        lost = "local h, by = string.match(ARGV[5], '\\n\"(%x+)%.(%x+)\"')\n"
+        patch.setattr(model_params, "PUBLISH", lost + "return {'pruned', h .. '.' .. by}")
+        patch.setattr(model_params, "TRIES", 3)
+        with pytest.raises(ParamStoreError, match="3 times prune"):
+            store.save(model(seed=2))
+    assert store.versions() == [1] and same(store.load(), model(seed=1))
+    assert same(store.load(store.save(model(seed=2))), model(seed=2))
+
+
+def test_manifests_of_one_line_are_read_and_kept(r: redis.Redis) -> None:
+    """Before chunks had lines of their own, a manifest was one line of JSON."""
+    store = ParamStore(r, "m")
+    store.save(model(seed=1), metadata={"n": [1.5]})
+    record = r.hget("{params:m}:versions", "1")
+    text = json.dumps(json.loads(record.split(b" ", 3)[3])).encode()
+    stamp = b" ".join(record.split(b" ", 2)[:2])
+    assert b"\n" in record and b"\n" not in text
+    r.hset("{params:m}:versions", "1", b" ".join([stamp, blake3(text).hexdigest().encode(), text]))
+    store.save(model(seed=2))
+    assert store.prune(keep=2) == 0 and same(store.load(1), model(seed=1))
+    assert store.save(model(seed=1)).sent_bytes == 0 and store.versions()[0].metadata["n"] == [1.5]
 
 
 def test_chunks_at_their_boundaries(r: redis.Redis) -> None:
@@ -478,6 +574,18 @@ def test_encode_and_decode(r: redis.Redis) -> None:
         ParamStore(r, "m").load()
     plain = ParamStore(r, "m").save(model())
     assert same(store.load(plain), model())  # a version knows how it was saved
+
+
+def test_decoder_may_give_another_byte_order(r: redis.Redis) -> None:
+    kinds = (np.dtype("f8"), np.dtype(ml_dtypes.bfloat16))
+    big = {str(kind): np.arange(6).astype(kind.newbyteorder(">")) for kind in kinds}
+    for kind in kinds:
+        store = ParamStore(
+            r, "m", encode=lambda array, kind=kind: array.astype(kind).tobytes(),
+            decode=lambda blob, kind=kind: np.frombuffer(blob, kind),
+        )  # fmt: skip
+        store.save({"a": big[str(kind)]})
+        assert same(store.load(), {"a": big[str(kind)]})
 
 
 def test_decoder_never_sees_what_has_another_hash(r: redis.Redis) -> None:
@@ -1085,6 +1193,14 @@ def test_safetensors_round_trip(r: redis.Redis, tmp_path: Path) -> None:
     back = from_safetensors(str(tmp_path / "x"))
     assert np.array_equal(back["t"], params["transposed"]) and back["list"].tolist() == [1, 2]
     assert back[">"].tolist() == [0, 1, 2] and back[">"].dtype == "<i4"
+    for name in ("bfloat16", "float8_e5m2"):
+        small = np.arange(4).astype(getattr(ml_dtypes, name))
+        to_safetensors({"t": small.astype(small.dtype.newbyteorder(">"))}, tmp_path / "x")
+        assert same(from_safetensors(tmp_path / "x"), {"t": small})
+    (tmp_path / "x").unlink()
+    with pytest.raises(ValueError, match="no tensor named '__metadata__'"):
+        to_safetensors({"__metadata__": np.zeros(2), "t": np.zeros(2)}, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_pytorch_state_dict(tmp_path: Path) -> None:

@@ -181,11 +181,17 @@ def test_it_comes_back_equal_to_the_bit(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_the_small_floats_of_ml_dtypes(r: redis.Redis, dtype: str) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).astype(getattr(ml_dtypes, dtype))
+    big = array.astype(array.dtype.newbyteorder(">"))
     checkpoints = Checkpoints(r, "run")
-    checkpoints.save(checkpoints.acquire("a"), 1, {"w": array}, None)
+    checkpoints.save(checkpoints.acquire("a"), 1, {"w": array, ">": big, "t": big.T}, None)
     back = checkpoints.load(1).arrays["w"]
     assert back.dtype == array.dtype
     assert back.tobytes() == array.tobytes()
+    for name, saved in ((">", big), ("t", big.T)):
+        back = checkpoints.load(1).arrays[name]
+        assert (back.dtype, back.dtype.str, back.shape) == (big.dtype, big.dtype.str, saved.shape)
+        assert back.tobytes() == saved.tobytes()
+        assert back.astype("f4").tolist() == saved.astype("f4").tolist()
 
 
 def test_strided_arrays_lists_and_numpy_numbers_are_welcome(r: redis.Redis) -> None:
@@ -243,13 +249,18 @@ def test_wrong_arguments_are_refused(r: redis.Redis, monkeypatch: pytest.MonkeyP
     for run, keep in (("", 3), ("a{b}", 3), ("a", 0)):
         with pytest.raises(ValueError, match="without braces"):
             Checkpoints(r, run, keep=keep)
-    for step in (-1, 1.5):
-        with pytest.raises(ValueError):
-            checkpoints.save(lease, step, {}, None)
+    for step in (-1, 1.5, 5.0, "5", None):
+        with pytest.raises(ValueError, match="a step is an integer of 0 or more"):
+            checkpoints.save(lease, step, {}, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="another run"):
         other.save(lease, 1, {}, None)
-    with pytest.raises(redis.ResponseError, match="expire"):
-        other.acquire("a", ttl_s=0)
+    for ttl_s in (0, 0.0009, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"ttl_s is 0\.001 seconds"):
+            other.acquire("a", ttl_s=ttl_s)
+    for owner in (b"a", None, 7):
+        with pytest.raises(TypeError, match="owner is a str"):
+            other.acquire(owner)  # type: ignore[arg-type]
+    assert not r.exists(*other.keys)
     with pytest.raises(CheckpointError, match="no step 4"):
         checkpoints.load(4)
     monkeypatch.setattr(tc, "MAX_BYTES", 1000)
