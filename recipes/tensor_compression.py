@@ -5,7 +5,8 @@ Use when: the network or Redis's memory runs out. Redis does not compress values
 Not when: the link outruns the codec, or JPEG compressed the bytes already. Tables: Parquet.
 Keys: none of its own; a blob is a string, field or chunk that lives as long as the caller says.
 Guarantees: decode gives the dtype, the shape and, without a lossy part, the bits of the array.
-    Lossy codecs refuse NaN, infinity and overflow; int8 errs by half a step per channel at most.
+    Lossy codecs refuse NaN, infinity and overflow; int8 errs by half a step per channel at most,
+    and by the rounding of the dtype.
     A blob is data: what would outgrow its declared shape or `max_bytes` is refused before it
     expands. The checksum finds accidents; a forged blob may hold wrong numbers but runs no code.
 Cost: no round trip; about 45 bytes a blob; the array once more in memory. Chunk first: a few MiB.
@@ -40,8 +41,9 @@ CODECS = {"raw": ("", "")} | {b: ("", b) for b in LEVELS} | {a: (a, "") for a in
 CODECS |= {f"{a}+{b}": (a, b) for a in LOSSY for b in LEVELS}
 MAX_ARRAY_BYTES = 0x7E000000  # 1.97 GiB: the most that LZ4 and Blosc2 take at once
 HEADER = re.compile(rb"(tensor/1 ([a-z0-9+-]{3,40}) (\S{2,32}) ([\d,]{0,1300}) )([\da-f]{16})\n")
-ML_DTYPE = r"bfloat16|float[468]_\w+|u?int[124]|b?complex32"
-DTYPE = re.compile(r"[<>|][biufcSUMm][1-9]\d{0,8}(\[\d{0,9}[A-Za-z]{1,2}\])?|" + ML_DTYPE)
+ML_DTYPE = re.compile(r">?(bfloat16|float[468]_\w+|u?int[124]|b?complex32)")
+PLAIN_DTYPE = r"[<>|][biufcSUMm][1-9]\d{0,8}(\[\d{0,9}[A-Za-z]{1,2}\])?"
+DTYPE = re.compile(f"{PLAIN_DTYPE}|{ML_DTYPE.pattern}")
 
 
 class CodecError(ValueError):
@@ -101,7 +103,8 @@ def _expand(codec: str, payload: memoryview, limit: int) -> Any:
         return library.decompress(payload, uncompressed_size=limit, return_bytearray=True)
     if codec == "zstd":
         fits = library.get_frame_parameters(payload).content_size <= limit  # not so if unknown
-        return library.ZstdDecompressor().decompress(payload) if fits else b""
+        stream = library.ZstdDecompressor()
+        return stream.decompress(payload, allow_extra_data=False) if fits else b""
     # A Blosc2 header may also name plug-ins, dictionaries or memory never filled in: accept only
     # what _compress makes (c-blosc2, README_CHUNK_FORMAT.rst: filters, codec, blosc2_flags).
     size, stored, _ = library.get_cbuffer_sizes(payload)
@@ -120,6 +123,9 @@ def _reduce(codec: str, array: Array) -> Array:
 
     int8 is affine (Jacob et al. 2018, arXiv:1712.05877), from the minimum up in steps of
     (max - min) / 255, one for each index of the FIRST axis (out, in, ...); a vector has one step.
+    The error is at most step / 2 + ulp / 2 + 4 * eps * abs(channel).max(): an ulp of the dtype at
+    that maximum; eps of float32, or of float64 for float64; no step is subnormal. The rounding is
+    as much as the half step where a channel is far from zero for its width: subtract an offset.
     """
     if array.dtype.str[1:] not in ("f2", "f4", "f8"):
         raise CodecError(f"{codec} is lossy, for float16 to float64: {array.dtype} takes 'zlib'")
@@ -178,11 +184,14 @@ def _parts(codec: str) -> tuple[str, str]:
 def encode(array: ArrayLike, codec: str = "zstd", *, level: int | None = None) -> bytes:
     """Return `array` (any shape; numbers, bool, bytes, text, dates, ml_dtypes) as a blob.
 
-    A higher `level` is slower and smaller. Raises CodecError, or MissingPackage (pip install ...).
+    Its byte order is kept. A higher `level` is slower and smaller. Raises CodecError, or
+    MissingPackage (pip install ...).
     """
     array = np.asarray(array)
     lossy, lossless = _parts(codec)
-    dtype = array.dtype.name if array.dtype.type.__module__ == "ml_dtypes" else array.dtype.str
+    dtype = array.dtype.str  # of ml_dtypes "<V2": their name says more, but not the byte order
+    if array.dtype.type.__module__ == "ml_dtypes":
+        dtype = dtype[0].strip("<|") + array.dtype.name
     if not DTYPE.fullmatch(dtype) or array.nbytes > MAX_ARRAY_BYTES:
         raise CodecError(f"{array.nbytes} bytes of {array.dtype}: encode fields or chunks of it")
     stored = _reduce(lossy, array) if lossy and array.size else array
@@ -223,9 +232,11 @@ def decode(blob: bytes | bytearray | memoryview, *, max_bytes: int = 1 << 30) ->
 def _dtype(name: str) -> np.dtype[Any]:
     if not DTYPE.fullmatch(name):  # np.dtype alone would also take structs and objects
         raise BlobError(f"{name!r} is no dtype that this recipe writes")
-    if name[0] not in "<>|":
-        _library("bfloat16")  # once ml_dtypes is imported, numpy knows its names
-    return np.dtype(name)
+    if not (ml := ML_DTYPE.fullmatch(name)):
+        return np.dtype(name)
+    _library("bfloat16")  # once ml_dtypes is imported, numpy knows its names
+    dtype, is_big = np.dtype(ml[1]), name[0] == ">"
+    return dtype if (dtype.str[0] == ">") is is_big else dtype.newbyteorder("S")
 
 
 def _bytes(array: Array) -> Array:
@@ -252,7 +263,11 @@ class Report(NamedTuple):
 
 
 def measure(sample: ArrayLike, codecs: Iterable[str] | None = None) -> list[Report]:
-    """Run `codecs` (None: all that take `sample`) up to nine times in turn; the fastest counts."""
+    """Run `codecs` (None: all that take `sample`) up to nine times in turn; the fastest counts.
+
+    One name is enough. Raises CodecError.
+    """
+    codecs = [codecs] if isinstance(codecs, str) else codecs
     if not (sample := np.asarray(sample)).size:
         raise CodecError("the sample is empty: nothing to measure")
     names, unsuitable = (codecs, ()) if codecs is not None else (CODECS, (CodecError,))
@@ -277,6 +292,8 @@ def _report(sample: Array, codec: str, encode_s: float, decode_s: float) -> Repo
 
 def best(sample: ArrayLike, *, link_mb_s: float, max_rmse: float = 0.0) -> Report:
     """Return which codec with an RMSE <= `max_rmse` is first over `link_mb_s` (10**6 bytes/s)."""
+    if not (link_mb_s > 0 and max_rmse >= 0):
+        raise CodecError(f"{link_mb_s=}, {max_rmse=}; wanted: link_mb_s > 0, max_rmse >= 0")
     reports = [report for report in measure(sample) if report.rmse <= max_rmse]
     return min(reports, key=lambda report: report.seconds_per_mb(link_mb_s))
 
@@ -295,27 +312,34 @@ def train_dictionary(samples: Records, *, size: int = 1 << 14) -> bytes:
 
 
 def encode_records(records: Records, dictionary: bytes, *, level: int = 3) -> list[bytes]:
-    """Return each record as a zstd frame with its size, a checksum and the dictionary's id."""
+    """Return each record as a zstd frame with its size, a checksum and the dictionary's id.
+
+    Raises CodecError if train_dictionary did not make the dictionary.
+    """
     zstandard = _library("zstd")
-    shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
-    compressor = zstandard.ZstdCompressor(level=level, dict_data=shared, write_checksum=True)
-    return [compressor.compress(record) for record in records]
+    try:
+        shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
+        zstandard.ZstdDecompressor(dict_data=shared)  # the compressor would take an empty one
+        compressor = zstandard.ZstdCompressor(level=level, dict_data=shared, write_checksum=True)
+        return [compressor.compress(record) for record in records]
+    except zstandard.ZstdError as error:
+        raise CodecError(f"give a dictionary that train_dictionary made: {error}") from error
 
 
 def decode_records(blobs: Records, dictionary: bytes, *, max_bytes: int = 1 << 30) -> list[bytes]:
     """Return the records. Raises BlobError if one is not whole, or all exceed `max_bytes`."""
     zstandard, blobs = _library("zstd"), list(blobs)
-    shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
-    decompressor = zstandard.ZstdDecompressor(dict_data=shared)
     try:
+        shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
+        decompressor = zstandard.ZstdDecompressor(dict_data=shared)
         frames = [zstandard.get_frame_parameters(blob) for blob in blobs]
         if {(f.dict_id, f.has_checksum) for f in frames} - {(shared.dict_id(), True)}:
             raise BlobError("not all records were encoded with this dictionary")
         if sum(frame.content_size for frame in frames) > max_bytes:
             raise BlobError(f"the records are more than max_bytes={max_bytes}")
-        return [decompressor.decompress(blob) for blob in blobs]
+        return [decompressor.decompress(blob, allow_extra_data=False) for blob in blobs]
     except (zstandard.ZstdError, TypeError) as error:
-        raise BlobError(f"a record is not a whole zstd frame: {error}") from error
+        raise BlobError(f"not whole zstd frames and their dictionary: {error}") from error
 
 
 # --8<-- [end:records]

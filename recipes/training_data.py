@@ -45,7 +45,8 @@ Decode: TypeAlias = Callable[[bytes], NDArray[Any]] | None
 LANES = 8  # rows come from so many lanes in turn: 1, 2, 4 or 8 ranks share them evenly
 WINDOW = 32  # chunks, over all lanes, whose rows are shuffled together
 MIN_CHUNKS = 80  # a chunk that the end of a lane cuts is read twice: those 7 must be few
-MAX_CHUNK, MAX_ROWS, MAX_MANIFEST = 64 << 20, 1 << 16, 64 << 20  # bytes, rows; more is refused
+# Bytes, rows, characters, bytes; more is refused.
+MAX_CHUNK, MAX_ROWS, MAX_DTYPE, MAX_MANIFEST = 64 << 20, 1 << 16, 1 << 16, 64 << 20
 PIPELINE_BYTES, PIPELINE_COMMANDS = 2 << 20, 500  # in a round trip
 STAGED_S, RETIRED_S = 86_400, 3600
 RESTORE = "Write the data again; if it was evicted, set maxmemory-policy noeviction."
@@ -75,11 +76,13 @@ class Manifest(NamedTuple):
         return sum(rows for _, rows, _ in self.chunks)
 
     def to_json(self) -> bytes:
-        """Return what is stored."""
+        """Return what is stored. Raises DataError if it is too much for load."""
         dtype = repr(np.lib.format.dtype_to_descr(self.dtype))
         body = {"version": 1, "dtype": dtype, "encoded": self.encoded, "chunks": self.chunks}
         checksum = xxhash.xxh3_64_hexdigest(json.dumps(body).encode())
-        return json.dumps(body | {"checksum": checksum}).encode()
+        if len(raw := json.dumps(body | {"checksum": checksum}).encode()) > MAX_MANIFEST:
+            raise DataError(f"{len(self.chunks)} are too many chunks: write with more chunk_bytes.")
+        return raw
 
     @classmethod
     def load(cls, r: Client, name: str) -> Manifest:
@@ -89,25 +92,28 @@ class Manifest(NamedTuple):
         if not raw:
             raise DataError(f"There is no data set {name!r} (any more). {RESTORE}")
         try:
+            if len(raw) > MAX_MANIFEST:
+                raise ValueError(f"{len(raw)} bytes, more than {MAX_MANIFEST}")
             body = json.loads(raw)
             if body["version"] != 1:
                 raise ValueError(f"unknown version {str(body['version'])[:20]}, update this code")
             dtype, chunks = _dtype(body["dtype"]), [(str(k), n, c) for k, n, c in body["chunks"]]
             most = min(MAX_ROWS, MAX_CHUNK // max(1, dtype.itemsize))
-            for key, rows, _ in chunks:
-                is_ours = key.startswith(f"td:{name}:")
-                if not is_ours or type(rows) is not int or not 1 <= rows <= most:
+            for key, n, _ in chunks:
+                if not key.startswith(f"td:{name}:") or type(n) is not int or not 1 <= n <= most:
                     raise ValueError("a chunk that cannot be its own")
             found = cls(name, generation.decode("latin1"), dtype, chunks, bool(body["encoded"]))
-            if not chunks or len(raw) > MAX_MANIFEST or found.to_json() != raw:
+            if not chunks or found.to_json() != raw:
                 raise ValueError("its checksum is wrong")
-        except (LookupError, TypeError, ValueError, SyntaxError, RecursionError) as error:
+        except Exception as error:  # also SyntaxError, RecursionError, MemoryError of literal_eval
             raise DataError(f"The manifest of {name!r} is damaged: {error}. {RESTORE}") from error
         return found
 
 
 def _dtype(descr: str) -> np.dtype[Any]:
-    dtype = np.lib.format.descr_to_dtype(ast.literal_eval(descr[:MAX_ROWS]))
+    if len(descr) > MAX_DTYPE:
+        raise ValueError("too many or too long column names: stack them into one 2-d column")
+    dtype = np.lib.format.descr_to_dtype(ast.literal_eval(descr))
     if dtype.hasobject or not dtype.names or dtype.itemsize > MAX_CHUNK:
         raise ValueError(f"rows of {dtype} have no fixed size, or more than {MAX_CHUNK} bytes")
     return dtype
@@ -124,7 +130,7 @@ def _cut(columns: Blocks, chunk_bytes: int, seen: int) -> Iterator[tuple[np.dtyp
                 raise ValueError(f"columns of unequal lengths, {lengths}")
             if _dtype(repr(np.lib.format.dtype_to_descr(dtype))) != dtype or "" in arrays:
                 raise ValueError(f"{dtype} has no name in numpy's format")
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, SyntaxError) as error:
             raise DataError(f"Give {{name: array}} of numbers or S/U strings: {error}.") from error
         seen += (count := max(lengths.values()))
         step = min(MAX_ROWS, chunk_bytes // max(1, dtype.itemsize), seen // MIN_CHUNKS) or 1
@@ -149,13 +155,12 @@ def _unpack(raw: bytes, rows: int, dtype: np.dtype[Any], decode: Decode) -> Colu
     if at + sum(lengths) != len(raw):
         raise ValueError(f"{len(raw)} bytes, where {at + sum(lengths)} were written")
     columns: Columns = {}
-    for name, length in zip(names, lengths, strict=True):
+    for name, n in zip(names, lengths, strict=True):
         base, shape = dtype[name].base, (rows, *dtype[name].shape)
-        array = np.asarray(decode(raw[at : at + length])) if decode else None
-        columns[name] = np.ndarray(shape, base, raw, at) if array is None else array
-        if (columns[name].dtype, columns[name].shape) != (base, shape):
+        array = np.asarray(decode(raw[at : at + n])) if decode else np.ndarray(shape, base, raw, at)
+        if (array.dtype, array.shape) != (base, shape):
             raise ValueError(f"decode did not give {base} {shape} for column {name!r}")
-        at += length
+        columns[name], at = array, at + n
     return columns
 
 
@@ -259,8 +264,8 @@ def _store(
                     raise DataError(f"Stored is {form(old)}; given is {form(new)}. {ALIKE}")
                 ttl = max(0, int(r.pttl(pointer))) if old else ttl
                 whole = new._replace(chunks=[*(old.chunks if old else []), *new.chunks])
-                kept = all([*_sent(r, final(whole, ttl))][1::2])
                 args = new.generation, whole.to_json(), ttl, old.generation if old else ""
+                kept = all([*_sent(r, final(whole, ttl))][1::2])
                 flipped: Any = r.eval(FLIP, 2, pointer, mark, *args) if kept else -1
                 if flipped == 1:
                     return whole
@@ -401,11 +406,10 @@ class Dataset:
         chunk = np.searchsorted(ends, ordered, "right")
         needed, first = np.unique(chunk, return_index=True)
         local = np.split(ordered - (ends - self._sizes)[chunk], first[1:])
-        places, parts = dict(zip(needed.tolist(), local, strict=False)), [self._empty]
-        for i, columns in self._fetched(places):
-            parts.append({name: column[places[i]] for name, column in columns.items()})
+        places = dict(zip(needed.tolist(), local, strict=False))
+        parts = [{k: a[places[i]] for k, a in chunk.items()} for i, chunk in self._fetched(places)]
         back = np.argsort(order)
-        return {name: column[back] for name, column in _joined(parts).items()}
+        return {name: column[back] for name, column in _joined([self._empty, *parts]).items()}
 
     def batches(
         self, batch_size: int, *, shuffle: bool = True, seed: int = 0, epoch: int = 0,
@@ -420,10 +424,8 @@ class Dataset:
         shuffle=False, which is the stored order (world_size times).
         """
         if min(batch_size, world_size, start + 1, prefetch + 1) < 1 or not 0 <= rank < world_size:
-            raise DataError(
-                f"{batch_size=}, {rank=}, {world_size=}, {start=}, {prefetch=}; wanted: batch_size"
-                ", world_size of 1 or more, start and prefetch of 0 or more, 0 <= rank < world_size"
-            )
+            rule = "wanted: batch_size 1 or more, start, prefetch 0 or more, 0 <= rank < world_size"
+            raise DataError(f"{batch_size=}, {rank=}, {world_size=}, {start=}, {prefetch=}; {rule}")
         order = shuffle, int(seed), int(epoch), rank, world_size, start * batch_size
 
         def share(row: int) -> int:  # ours are the rows y of the epoch with y % world_size == rank
@@ -490,9 +492,8 @@ def _put(buffer: NDArray[Any], part: NDArray[Any], at: int, total: int) -> NDArr
     """Copy a part into the buffer. It grows, but to 8 times what has arrived: claims are free."""
     if at + len(part) > len(buffer):
         size = min(total, 8 * (at + len(part)))
-        grown = np.empty((size, *part.shape[1:]), part.dtype)
-        grown[:at] = buffer[:at]
-        buffer = grown
+        old, buffer = buffer, np.empty((size, *part.shape[1:]), part.dtype)
+        buffer[:at] = old[:at]
     buffer[at : at + len(part)] = part
     return buffer
 

@@ -21,7 +21,7 @@ import pytest
 import redis
 import xxhash
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -96,10 +96,16 @@ def test_lossless_codecs_return_every_bit(array: np.ndarray, codec: str) -> None
     ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float4_e2m1fn", "int4"],
 )
 def test_lossless_codecs_keep_ml_dtypes(codec: str, name: str) -> None:
-    array = np.array([[0, 1, 2], [3, 1, 0]]).astype(getattr(ml_dtypes, name))
-    decoded = decode(encode(array, codec))
-    assert decoded.dtype == array.dtype
-    assert decoded.tobytes() == array.tobytes()
+    native = np.dtype(getattr(ml_dtypes, name))
+    for dtype in (native, native.newbyteorder(">"), native.newbyteorder("<")):
+        array = np.array([[0, 1, 2], [3, 1, 0]]).astype(dtype)
+        decoded = decode(encode(array, codec))
+        assert decoded.dtype == array.dtype
+        assert decoded.tobytes() == array.tobytes()
+        assert (decoded.astype("f4") == array.astype("f4")).all()
+    for marked, swapped in (("", False), (">", True)):  # how the header says it
+        forged = decode(forge(array.tobytes(), "raw", marked + name, "2,3"))
+        assert (forged.dtype == native.newbyteorder(">")) is swapped
 
 
 @pytest.mark.parametrize("codec", LOSSLESS)
@@ -171,13 +177,20 @@ def test_what_is_no_plain_array_is_refused(array: np.ndarray) -> None:
     ),
     codec=st.sampled_from([name for name in tc.CODECS if name.startswith("int8")]),
 )
+@example(array=RNG.normal(size=(8, 500)).astype("<f2"), codec="int8")
+@example(array=(4 + RNG.random((8, 500))).astype("<f2"), codec="int8")
+@example(array=(4e4 + RNG.random((8, 500))).astype("<f4"), codec="int8")
+@example(array=(4e4 + RNG.random((8, 500))).astype(">f8"), codec="int8")
+@example(array=np.linspace(-1, 1, 511, dtype="<f4"), codec="int8")  # half of them between steps
 def test_int8_is_within_half_a_step_of_each_channel(array: np.ndarray, codec: str) -> None:
     decoded = decode(encode(array, codec))
     assert (decoded.dtype, decoded.shape) == (array.dtype, array.shape)
     rows = array.astype(np.float64).reshape(len(array) if array.ndim > 1 else 1, -1)
     error = np.abs(decoded.astype(np.float64).reshape(rows.shape) - rows)
     step = np.ptp(rows, axis=1, keepdims=True) / 255
-    rounding = 4 * np.finfo(array.dtype).eps * np.abs(rows).max(axis=1, keepdims=True)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    ulp = np.spacing(largest.astype(array.dtype)).astype(np.float64)
+    rounding = ulp / 2 + 4 * np.finfo(np.result_type(array, np.float32)).eps * largest
     assert (error <= step / 2 + np.where(step == 0, 0, rounding)).all()  # constants are exact
 
 
@@ -324,6 +337,9 @@ def test_a_cut_or_changed_blob_is_refused(codec: str) -> None:
         forge(b"", "blosc2", "<f8", "1"), forge(bytes(40), "blosc2", "<f8", "1"),
         forge(zlib.compress(bytes(8))[:-2], "zlib", "<f8", "1"),
         forge(zlib.compress(bytes(8)) + b"more", "zlib", "<f8", "1"),
+        forge(zstandard.compress(bytes(8)) + b"more", "zstd", "<f8", "1"),
+        forge(zstandard.compress(bytes(8)) * 2, "zstd", "<f8", "1"),
+        forge(b"\0" * 8, "raw", ">>bfloat16", "4"), forge(b"\0" * 8, "raw", ">uint9", "8"),
     ],
 )  # fmt: skip
 def test_hostile_fields_get_a_clear_error(blob: bytes) -> None:
@@ -381,6 +397,7 @@ def test_measure_reports_what_it_says() -> None:
         assert report.encode_mb_s > 0 < report.decode_mb_s
     assert [report.codec for report in measure(sample, ["zstd", "raw"])] == ["zstd", "raw"]
     assert [report.codec for report in measure(sample, (name for name in ["raw"]))] == ["raw"]
+    assert [report.codec for report in measure(sample, "zstd")] == ["zstd"]
 
 
 def test_measure_leaves_out_what_does_not_fit_unless_named() -> None:
@@ -432,6 +449,9 @@ def test_best_keeps_the_error_within_max_rmse() -> None:
     assert 0 < tight.rmse <= loose.rmse / 2
     assert best(sample, link_mb_s=1e9, max_rmse=1).codec == "raw"
     assert best(np.full(9, np.nan), link_mb_s=1).rmse == 0
+    for wrong in ({"max_rmse": -1}, {"max_rmse": np.nan}, {"link_mb_s": 0}, {"link_mb_s": -1.0}):
+        with pytest.raises(CodecError, match="wanted: link_mb_s > 0, max_rmse >= 0"):
+            best(sample, **{"link_mb_s": 10, **wrong})
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -460,6 +480,7 @@ def test_record_bombs_and_strangers_are_refused() -> None:
         [zstandard.compress(b"no dictionary")], encode_records(RECORDS[:1], other),
         [b""], [b"junk"], [None], ["text"], [unsized.compress(bytes(SIZE))],
         [zstandard.ZstdCompressor(dict_data=shared).compress(b"no checksum")],
+        [many[0] + b"junk"], [many[0] + many[1]],
     ):  # fmt: skip
         with pytest.raises(BlobError):
             decode_records(strange, dictionary)
@@ -470,6 +491,17 @@ def test_record_bombs_and_strangers_are_refused() -> None:
     lie[lie.index(frame.content_size)] = 100  # 200 bytes come out, 100 are declared
     with pytest.raises(BlobError):
         decode_records([bytes(lie)], dictionary)
+
+
+@pytest.mark.parametrize("records", [RECORDS[:2], []])
+def test_what_is_no_dictionary_is_named(records: list[bytes]) -> None:
+    dictionary = train_dictionary(RECORDS)
+    blobs = encode_records(records, dictionary)
+    for wrong in (b"", b"not a dict", dictionary[:100], dictionary[:4] + bytes(99), None):
+        with pytest.raises(BlobError, match="their dictionary"):
+            decode_records(blobs, wrong)
+        with pytest.raises((CodecError, TypeError), match=r"train_dictionary|bytes-like"):
+            encode_records(records, wrong)
 
 
 def test_a_changed_record_is_refused() -> None:

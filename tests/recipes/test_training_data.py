@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import subprocess
@@ -538,6 +539,7 @@ def test_round_trips_do_not_grow_with_the_indices(
 
 # --- Clear errors ---------------------------------------------------------------------------------
 
+DEEP = functools.reduce(lambda dtype, _: np.dtype([("a", dtype)]), range(150), np.dtype("u1"))
 CANNOT = {
     "unequal": ({"x": np.zeros(3), "y": np.zeros(4)}, "unequal"),
     "object": ({"x": np.array([{}, None])}, "fixed size"),
@@ -560,6 +562,9 @@ CANNOT = {
     ),
     "other columns": ([{"x": np.zeros(3)}, {"y": np.zeros(3)}], "blocks differ"),
     "a huge row": ({"x": np.broadcast_to(np.uint8(0), (1, 65 << 20))}, "more than"),
+    "many columns": ({f"column {i}": np.zeros(2) for i in range(3000)}, "into one 2-d column"),
+    "a long name": ({"x" * 65_536: np.zeros(2)}, "too long column names"),
+    "a deep struct": ({"x": np.zeros(2, DEEP)}, "nested"),
 }
 
 
@@ -667,6 +672,8 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "plain": ({"dtype": "'<f8'"}, "fixed size"),
     "call": ({"dtype": "__import__('os').getpid()"}, "damaged"),
     "deep": ({"dtype": "[" * 60_000}, "damaged"),
+    "deeper": ({"dtype": "-" * 60_000}, "damaged"),
+    "long": ({"dtype": str([(f"column {i}", "<f8") for i in range(3000)])}, "damaged: too many"),
     "number": ({"dtype": 7}, "damaged"),
     "none": ({"dtype": None}, "damaged"),
     "encoded": ({"encoded": "yes"}, "checksum"),
@@ -685,6 +692,28 @@ def test_a_hostile_manifest_is_refused(r: redis.Redis, case: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 30 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_manifest_that_nobody_could_read_is_not_published(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write(r, "many", numbers(30), ttl=1000)
+    before = {key: r.dump(key) for key in keys_of(r, "many")}
+    monkeypatch.setattr(training_data, "MAX_MANIFEST", 5000)
+    for store in (
+        lambda: write(r, "many", numbers(90), chunk_bytes=1),
+        lambda: append(r, "many", numbers(90)),
+    ):
+        with pytest.raises(DataError, match=r"are too many chunks: .* more chunk_bytes"):
+            store()
+        assert {key: r.dump(key) for key in keys_of(r, "many")} == before
+        assert {0 < r.ttl(key) <= 1000 for key in before} == {True}
+    append(r, "many", numbers(10))
+    assert Dataset(r, "many").rows(range(40))["row"].tolist() == [*range(30), *range(10)]
+    monkeypatch.setattr(training_data, "MAX_MANIFEST", 1000)
+    with pytest.raises(DataError, match=r"damaged: \d+ bytes, more than 1000"):
+        Dataset(r, "many")
+    assert len(manifest.chunks) == 30
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1000])
