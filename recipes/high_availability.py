@@ -494,8 +494,7 @@ port {port}
 appendonly yes
 # A replica that was away for a moment catches up from this, without a full copy.
 repl-backlog-size 64mb
-# With fewer replicas in touch (see min-replicas-max-lag: 10 s) writes are refused. That bounds
-# what a failover loses. For a single write, confirmed() waits until replicas have it.
+# With fewer replicas in touch writes are refused: that bounds what a failover loses, no more.
 min-replicas-to-write {min_replicas}
 requirepass {password}
 masterauth {password}
@@ -509,13 +508,13 @@ SENTINEL = """\
 # {name}: on {host}, in a folder of its own: redis-server {name} --sentinel (it rewrites the file)
 bind {host}
 port {port}
-# A name among the hosts is looked up when this is read (Redis 6.2); what Sentinels tell are IP
-# addresses, as one server under a name and an address would count twice.
+# Names are looked up when this is read (Redis 6.2); Sentinels tell each other IP addresses.
 sentinel resolve-hostnames yes
 # {quorum} must find the primary dead; a majority of all Sentinels must elect who replaces it.
 sentinel monitor {service} {primary} {quorum}
-# Shorter: faster, and more false alarms (a slow disk, a fork, a long script).
+# Shorter: faster, more false alarms. A vote that nobody won is repeated after 20 s, not 6 minutes.
 sentinel down-after-milliseconds {service} {timeout_ms}
+sentinel failover-timeout {service} 10000
 sentinel auth-pass {service} {password}
 sentinel sentinel-pass {password}
 requirepass {password}

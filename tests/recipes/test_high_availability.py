@@ -745,6 +745,7 @@ def test_a_rendered_sentinel_setup_starts(host: str, server_kind: str, tmp_path:
             )
         quorum = admin.execute_command("SENTINEL", "CKQUORUM", "jobs")
         assert b"3 usable Sentinels" in quorum
+        assert admin.sentinel_master("jobs")["failover-timeout"] == 10_000
         if host == "localhost":
             running["primary-1.conf"].kill()
             assert r.set("k", 2)  # another one is the primary
