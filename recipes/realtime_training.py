@@ -5,14 +5,16 @@ Use when: events (clicks, alerts, prices) arrive all the time, labels follow soo
 Not when: yesterday's model is good enough (train in batches, publish with model_params); labels
     come days later (join them first); one process can't keep up (shard the events by model).
 Keys: <stream> (stream, one entry an event: x = JSON features, y = 0 or 1; trimmed behind what was
-    learned); {<model>}:state (hash, 20 bytes a weight and Redis's overhead), :meta (hash: position,
-    commit, sums), :metrics (stream, the last 1,000 commits, 4 KiB each), :dead (stream, the last
-    10,000 refused events), :lease (string, TTL lease_s). delete() removes all but the stream.
+    learned); {<model>}:state (hash, 20 bytes a weight and Redis's overhead), :meta (hash: stream,
+    position, commit, sums), :metrics (stream, the last 1,000 commits, 4 KiB each), :dead (stream,
+    the last 10,000 refused events, of each 8 fields at most, cut after 64 KiB), :lease (string,
+    TTL lease_s). delete() removes all but the stream.
 Guarantees: weights, position, metrics and dead letters of a block of events are stored by one
     script, only if the position is still where the block began: each event counts once, also after
-    kill -9. One trainer a model; a second one waits, then is refused. A crash or a failover of the
-    server loses of the stream and the state what its disk or its replica lacks. On Cluster give
-    the stream the model's hash tag, {<model>}:NAME, or a failover may trim what was not learned.
+    kill -9. One trainer and one stream a model; a second one waits, then is refused. A crash or a
+    failover of the server loses of the stream and the state what its disk or its replica lacks. On
+    Cluster give the stream the model's hash tag, {<model>}:NAME, or a failover may trim what was
+    not learned.
 Cost: a block (up to 256 events) is 3 round trips: read, commit, trim; a commit sends the changed
     weights. A reader's refresh is 1 round trip if nothing changed, else 2 and the whole state.
 Needs: Redis 6.2+ or Valkey 7.2+; pip install redis numpy river
@@ -41,7 +43,7 @@ Client = redis.Redis | redis.cluster.RedisCluster
 Features = Mapping[str, Any]  # numbers and booleans are values, strings are categories
 Entry = tuple[bytes, dict[bytes, bytes]]
 MAX_EVENT_BYTES = 1 << 16
-KEPT_METRICS, KEPT_DEAD = 1_000, 10_000
+KEPT_METRICS, KEPT_DEAD, KEPT_FIELDS = 1_000, 10_000, 8
 _WANTED = "wanted is a finite number, a bool or a string"
 _decode = json.JSONDecoder().decode  # json.loads would guess the encoding of each event
 BINS = 256  # of the histograms of predictions from which the AUC is read
@@ -69,8 +71,9 @@ def emit(r: Client, stream: str, events: Iterable[tuple[Features, Any]]) -> int:
     """
     count, pipe = 0, _of_bytes(r).pipeline(transaction=False)
     for count, (features, label) in enumerate(events, 1):
-        text = json.dumps(dict(features), default=float)  # numpy's numbers
-        entry = {b"x": text.encode(), b"y": b"%d" % label}
+        if label not in (0, 1):
+            raise ValueError(f"label {label!r}: wanted is 0 or 1")
+        entry = {b"x": _json(features), b"y": b"1" if label else b"0"}
         _parse(entry)
         pipe.xadd(stream, entry)  # type: ignore[arg-type]
         if count % 1_000 == 0:
@@ -89,6 +92,10 @@ def _of_bytes(r: Client) -> Client:
 
 
 # --8<-- [end:shared-client]
+
+
+def _json(features: Features) -> bytes:
+    return json.dumps(dict(features), default=float).encode()  # float: numpy's numbers
 
 
 def _parse(entry: Mapping[bytes, bytes]) -> tuple[dict[str, Any], int]:
@@ -111,6 +118,15 @@ def _parse(entry: Mapping[bytes, bytes]) -> tuple[dict[str, Any], int]:
     return features, int(label)
 
 
+def _checked(features: Features) -> Features:
+    """Return features as a trainer would read them from the stream; raise as emit() does."""
+    for name, value in features.items():
+        is_number = isinstance(value, (float, int)) and -1e100 < value < 1e100
+        if name.__class__ is not str or not (is_number or value.__class__ is str):
+            return _parse({b"x": _json(features), b"y": b"0"})[0]
+    return features
+
+
 # --8<-- [end:events]
 
 
@@ -118,7 +134,11 @@ def _parse(entry: Mapping[bytes, bytes]) -> tuple[dict[str, Any], int]:
 # The learner is yours to replace: predict, update, and a state of named byte strings. A commit
 # stays small because only what changed since the last one is asked for and stored.
 class Learner(Protocol):
-    """What OnlineTrainer needs; `learn_one` and `learn_batch`, as FTRL has them, make it fast."""
+    """What OnlineTrainer needs; `learn_one` and `learn_batch`, as FTRL has them, make it fast.
+
+    `kind`, a text that names the settings, lets a reader with other ones be refused. Without
+    `restore` a learner learns, but nothing can go on from its stored state.
+    """
 
     def predict(self, features: Features) -> float:
         """Return the probability that the label is 1."""
@@ -149,16 +169,19 @@ class FTRL:
         bits: int = 18,
     ) -> None:
         self.alpha, self.beta, self.l1, self.l2, self.bits = alpha, beta, l1, l2, bits
-        self.kind = f"FTRL of {bits} bits"
+        settings = zip(("alpha", "beta", "l1", "l2"), (alpha, beta, l1, l2), strict=True)
+        self.kind = ", ".join([f"FTRL of {bits} bits", *(f"{k} {float(v)}" for k, v in settings)])
         self._z, self._n = array("d", bytes(8 << bits)), array("d", bytes(8 << bits))
         self._changed: set[int] = set()
         self._slots: dict[str, int] = {}
 
     def _slot(self, name: str) -> int:
-        if len(self._slots) >= 1 << 20:
-            self._slots.clear()  # a cache: it must not grow with the stream
         slot = zlib.crc32(name.encode(errors="replace")) & ((1 << self.bits) - 1)
-        return self._slots.setdefault(name, slot)
+        if len(name) <= 64:  # a cache: it must not grow with the stream, nor with its names
+            if len(self._slots) >= 1 << 18:
+                self._slots.clear()
+            self._slots[name] = slot
+        return slot
 
     def _hashed(self, features: Features) -> tuple[list[int], list[float]]:
         """Return slots and values; the first is the intercept's."""
@@ -178,8 +201,8 @@ class FTRL:
         return ((l1 if z > 0 else -l1) - z) / rate
 
     def predict(self, features: Features) -> float:
-        """Return the probability that the label is 1."""
-        slots, values = self._hashed(features)
+        """Return the probability that the label is 1; raise ValueError as emit() does."""
+        slots, values = self._hashed(_checked(features))
         return _sigmoid(sum(self._weight(s) * v for s, v in zip(slots, values, strict=True)))
 
     def update(self, features: Features, label: int) -> None:
@@ -253,16 +276,19 @@ class ModelReader:
 
     def __init__(self, r: Client, model: str, *, learner: Learner | None = None) -> None:
         self._r, self._model, self._keys = _of_bytes(r), model, _keys(model)
-        self._untrained: Any = learner or FTRL()
+        self._untrained: Any = FTRL() if learner is None else learner
         self.kind = getattr(self._untrained, "kind", type(self._untrained).__name__)
         self.learner: Any = self._untrained
-        self.commit = -1
+        self.commit, self.stream = -1, ""  # none yet
 
     def predict(self, features: Features) -> float:
-        """Return the probability of label 1 by the weights of the last refresh()."""
+        """Return the probability of label 1 by the weights of the last refresh().
+
+        Raises ValueError for features that emit() would refuse.
+        """
         if self.commit < 0:
             self.reload()
-        return float(self.learner.predict(features))
+        return float(self.learner.predict(_checked(features)))
 
     def refresh(self) -> bool:
         """Take over what was learned since; return whether there was anything."""
@@ -274,17 +300,24 @@ class ModelReader:
     def reload(self) -> tuple[bytes | None, bytes | None]:
         """Read the whole state anew; return the stored position and sums.
 
-        Raises BadState if another kind of learner wrote it, or if it is damaged.
+        Raises BadState if a learner of another kind or settings wrote it, or if it is damaged.
         """
         pipe = self._r.pipeline(transaction=True)
-        pipe.hmget(self._keys[1], "commit", "kind", "position", "sums")
+        pipe.hmget(self._keys[1], "commit", "kind", "position", "sums", "stream")
         pipe.hgetall(self._keys[2])  # bounded: FTRL has at most 2**bits fields
-        (commit, kind, position, sums), fields = pipe.execute()
-        if kind not in (None, self.kind.encode()):
-            raise BadState(f"{self._model!r} was learned by {_text(kind)}, not by {self.kind}")
+        (commit, kind, position, sums, stream), fields = pipe.execute()
+        known = self.kind if kind is None else _text(kind)  # older ones lack the settings
+        if not f"{self.kind},".startswith(f"{known},"):
+            raise BadState(
+                f"{self._model!r} was learned by {known}, this learner is {self.kind}: give one of"
+                " the same kind and settings"
+            )
         learner = copy.deepcopy(self._untrained)
-        learner.restore(fields)
-        self.learner, self.commit = learner, int(commit or 0)
+        if hasattr(learner, "restore"):
+            learner.restore(fields)
+        elif fields:
+            raise BadState(f"{self.kind} lacks restore(fields), and {self._model!r} has a state")
+        self.learner, self.commit, self.stream = learner, int(commit or 0), _text(stream or b"")
         return position, sums
 
 
@@ -294,29 +327,31 @@ class ModelReader:
 # --8<-- [start:exactly-once]
 # If weights and position were two writes, a crash between them would learn a block twice or never.
 # One script stores both, and only if the position is still where this block began: a trainer that
-# was frozen and overtaken changes nothing. A commit sent again after a lost reply is recognised.
+# was frozen and overtaken changes nothing. A commit sent again after a lost reply is recognised, if
+# the lease shows that no other trainer stored it. A lease that expired and that nobody took is
+# taken again, so that a slow block is not lost. A commit that ends where it began only renews it.
 _COMMIT = """
 local lease, meta, state, metrics, dead = unpack(KEYS)
-local token, lease_ms, before, after = unpack(ARGV)
-if redis.call('GET', lease) ~= token then return -1 end
+local token, lease_ms, before, after = unpack(ARGV, 1, 4)
+local holder = redis.call('GET', lease)
+if holder and holder ~= token then return -1 end
 local position = redis.call('HGET', meta, 'position') or '0-0'
-if position == after then return tonumber(redis.call('HGET', meta, 'commit')) end
-if position ~= before then return -1 end
-redis.call('PEXPIRE', lease, lease_ms)
-redis.call('HSET', meta, 'position', after, 'kind', ARGV[5], 'sums', ARGV[6])
-redis.call('XADD', metrics, 'MAXLEN', ARGV[7], '*', 'sums', ARGV[6])
-local letters = 10 + tonumber(ARGV[9])
-for i = 10, letters - 1, 1000 do
+if position ~= before and (position ~= after or not holder) then return -1 end
+redis.call('SET', lease, token, 'PX', lease_ms)
+if position == after then return tonumber(redis.call('HGET', meta, 'commit') or 0) end
+redis.call('HSET', meta, 'position', after, 'kind', ARGV[5], 'sums', ARGV[6], 'stream', ARGV[7])
+redis.call('XADD', metrics, 'MAXLEN', ARGV[8], '*', 'sums', ARGV[6])
+local letters = 11 + tonumber(ARGV[10])
+for i = 11, letters - 1, 1000 do
   redis.call('HSET', state, unpack(ARGV, i, math.min(i + 999, letters - 1)))
 end
 for i = letters, #ARGV, 3 do
-  redis.call('XADD', dead, 'MAXLEN', ARGV[8], '*',
+  redis.call('XADD', dead, 'MAXLEN', ARGV[9], '*',
              'id', ARGV[i], 'reason', ARGV[i + 1], 'entry', ARGV[i + 2])
 end
 return redis.call('HINCRBY', meta, 'commit', 1)
 """
-_IF_MINE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call("
-_RENEW, _RELEASE = _IF_MINE + "'PEXPIRE', KEYS[1], ARGV[2])", _IF_MINE + "'DEL', KEYS[1])"
+_RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1])"
 
 
 class Stats(NamedTuple):
@@ -331,10 +366,11 @@ class Stats(NamedTuple):
 class OnlineTrainer:
     """Learns `stream` into `model`; `learner` may be any object as in Learner.
 
-    `block`: events of a commit, at the most. `mini_batch`: events of one step of the learner (1:
-    one at a time; otherwise the steps depend on how many events were there when it read).
-    `lease_s`: so long after a crash the next trainer can start. `trim=False` keeps what was
-    learned in the stream, for its other readers.
+    `block`: events of a commit, at the most. `mini_batch`: events of one step of the learner, if
+    it has learn_batch (1: one at a time; otherwise the steps depend on how many events were there
+    when it read). `lease_s`: so long after a crash the next trainer can start; give more than one
+    step takes, else another may take over. `trim=False` keeps what was learned in the stream, for
+    its other readers.
     """
 
     def __init__(
@@ -343,6 +379,9 @@ class OnlineTrainer:
     ) -> None:  # fmt: skip
         if not 1 <= mini_batch <= block <= 10_000:
             raise ValueError("needed: 1 <= mini_batch <= block <= 10,000")
+        for method in ("predict", "update", "state"):
+            if learner is not None and not callable(getattr(learner, method, None)):
+                raise TypeError(f"{type(learner).__name__} is no Learner: it lacks {method}()")
         self._r, self._model, self._stream, self._keys = r, model, stream, _keys(model)
         self._reader = ModelReader(r, model, learner=learner)
         self._block, self._mini_batch, self._trim = block, mini_batch, trim
@@ -360,12 +399,18 @@ class OnlineTrainer:
 
         Waits `wait_s` (default: a lease and a second) for the lease, then raises TrainerBusy.
         Raises LostLease if another trainer took over meanwhile: the block that was under way is
-        not stored, and run() may be called again. Malformed events become dead letters.
+        not stored, and run() may be called again. Raises BadState if the model learned another
+        stream, or by another learner. Malformed events become dead letters.
         """
         start = last = time.monotonic()
         events = dead = commits = 0
         with self._leased(self._lease_ms / 1000 + 1 if wait_s is None else wait_s):
             position, sums = self._reader.reload()
+            if self._reader.stream not in ("", self._stream):
+                raise BadState(
+                    f"{self._model!r} learns the stream {self._reader.stream!r}, and its position"
+                    f" is one of that: emit there, or learn {self._stream!r} as another model"
+                )
             self._position = _text(position or b"0-0")
             self._sums = _unpack(sums) if sums else np.zeros(2 * BINS + 4)
             while max_events is None or events < max_events:
@@ -385,7 +430,7 @@ class OnlineTrainer:
             {self._stream: self._position}, count=count, block=wait_ms if wait_ms > 0 else None
         )
         if not reply:
-            self._still_mine(self._r.eval(_RENEW, 1, self._keys[0], self._token, self._lease_ms))
+            self._send(self._position)
         return reply[0][1] if reply else []
 
     def _learn(self, entries: list[Entry]) -> int:
@@ -395,39 +440,57 @@ class OnlineTrainer:
             try:
                 features, label = _parse(entry)
             except ValueError as error:
-                text = json.dumps({_text(k): _text(v) for k, v in entry.items()})
-                dead += [entry_id, str(error), text]
+                kept = list(entry.items())[:KEPT_FIELDS]  # an event of any size is to be kept
+                fields = {_text(k[:MAX_EVENT_BYTES]): _text(v[:MAX_EVENT_BYTES]) for k, v in kept}
+                dead += [entry_id, str(error), json.dumps(fields)]
             else:
                 events.append(features)
                 labels.append(label)
-        learner, size = self._reader.learner, self._mini_batch
-        if size > 1:
-            parts = [slice(i, i + size) for i in range(0, len(events), size)]
-            predictions = [p for s in parts for p in learner.learn_batch(events[s], labels[s])]
+        predictions: list[float] = []
+        for predicted in self._steps(self._reader.learner, events, labels):
+            predictions += predicted
+            if time.monotonic() > self._renew_at:  # or another takes over while this one learns
+                self._send(self._position)
+        self._sums = self._sums + _sums_of(labels, predictions, len(dead) // 3)
+        self._store(entries[-1][0].decode(), self._reader.learner.state(), dead)
+        return len(dead) // 3
+
+    def _steps(
+        self, learner: Any, events: Sequence[Features], labels: Sequence[int]
+    ) -> Iterator[list[float]]:
+        """Predict and learn, a mini-batch or an event a step; yield the predictions of each."""
+        if self._mini_batch > 1 and hasattr(learner, "learn_batch"):
+            for i in range(0, len(events), self._mini_batch):
+                part = slice(i, i + self._mini_batch)
+                yield learner.learn_batch(events[part], labels[part])
         else:
             learn = getattr(learner, "learn_one", lambda x, y: _learn_one(learner, x, y))
-            predictions = list(map(learn, events, labels))
-        self._sums = self._sums + _sums_of(labels, predictions, len(dead) // 3)
-        self._store(entries[-1][0].decode(), learner.state(), dead)
-        return len(dead) // 3
+            for event, label in zip(events, labels, strict=True):
+                yield [learn(event, label)]
 
     def _store(self, position: str, fields: dict[bytes, bytes], dead: list[Any]) -> None:
         weights = [part for field in fields.items() for part in field]
-        arguments = [
-            self._token, self._lease_ms, self._position, position, self._reader.kind,
-            self._sums.tobytes(), KEPT_METRICS, KEPT_DEAD, len(weights), *weights, *dead,
-        ]  # fmt: skip
-        commit = self._commit(keys=self._keys, args=arguments)
-        self._still_mine(commit > 0)
+        commit = self._send(
+            position, self._reader.kind, self._sums.tobytes(), self._stream,
+            KEPT_METRICS, KEPT_DEAD, len(weights), *weights, *dead,
+        )  # fmt: skip
         self._position, self._reader.commit = position, commit
         if self._trim:
             milliseconds, _, sequence = position.partition("-")
             unread = f"{milliseconds}-{int(sequence) + 1}"
             self._r.xtrim(self._stream, minid=unread, approximate=False)
 
-    def _still_mine(self, answer: Any) -> None:
-        if not answer:
-            raise LostLease(f"another trainer learns {self._model!r} now: this one must stop")
+    def _send(self, position: str, *block: Any) -> int:
+        """Commit a block, or renew the lease if the position stays; return the commit's number."""
+        arguments = [self._token, self._lease_ms, self._position, position, *block]
+        commit = int(self._commit(keys=self._keys, args=arguments))
+        if commit < 0:
+            raise LostLease(
+                f"this trainer of {self._model!r} must stop: another one learns it or went on with"
+                " it, or the server lost commits; run() goes on from what is stored"
+            )
+        self._renew_at = time.monotonic() + self._lease_ms / 3000
+        return commit
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
@@ -436,6 +499,7 @@ class OnlineTrainer:
             if time.monotonic() > deadline:
                 raise TrainerBusy(f"{self._model!r} has a trainer: end that first, or wait longer")
             time.sleep(0.02)
+        self._renew_at = time.monotonic() + self._lease_ms / 3000
         try:
             yield
         finally:
@@ -487,6 +551,8 @@ def metrics(r: Client, model: str, *, window: int = 500) -> list[Metric]:
 
     The AUC counts pairs within a bin (1/16 of log odds) as ties; nan without both labels.
     """
+    if window < 1:
+        raise ValueError(f"window is {window}: needed is window >= 1")
     stored: Any = _of_bytes(r).xrange(_keys(model)[3], count=KEPT_METRICS)
     rows = [_unpack(entry[b"sums"]) for _, entry in stored]
     if len(rows) < KEPT_METRICS:

@@ -82,7 +82,7 @@ NEEDS: dict[str, str] = {
     "parameter_server": "~ps:NAME:* ~ps:{NAME}:* +eval +exec +get +hget +hset +multi +pexpire +scan +set +time +unlink +xadd +xrange +xread +xrevrange +xtrim +zadd +zrange +zrem +zremrangebyscore +zscore",  # noqa: E501
     "distributed_prediction": "~predict:{NAME}:* +eval +exists +expire +hdel +hexists +hget +hincrby +hlen +hmget +hscan +hset +unlink +xack +xadd +xclaim +xdel +xgroup|create +xpending +xrange +xreadgroup",  # noqa: E501
     "distributed_prediction/work": "~predict:{NAME}:* +eval +exists +hget +hlen +hset +xack +xclaim +xdel +xpending +xreadgroup",  # noqa: E501
-    "realtime_training": "~NAME ~NAME:* ~{NAME}:* +del +eval +evalsha +exec +get +hget +hgetall +hincrby +hmget +hset +multi +pexpire +script|load +set +unlink +xadd +xlen +xrange +xread +xrevrange +xtrim",  # noqa: E501
+    "realtime_training": "~NAME ~NAME:* ~{NAME}:* +del +eval +evalsha +exec +get +hget +hgetall +hincrby +hmget +hset +multi +script|load +set +unlink +xadd +xlen +xrange +xread +xrevrange +xtrim",  # noqa: E501
     "realtime_training/emit": "%W~NAME:* +xadd",
     "realtime_training/predict": "%R~{NAME}:* +exec +hget +hgetall +hmget +multi",
     "realtime_prediction": "~NAME:* +eval +get +getrange +mget +scan +set +unlink",

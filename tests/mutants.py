@@ -739,20 +739,45 @@ MUTANTS: dict[str, list[Mutant]] = {
     "realtime_training": [
         Mutant(
             "a trainer that lost its lease changes nothing",
-            "if redis.call('GET', lease) ~= token then return -1 end",
+            "if holder and holder ~= token then return -1 end",
             "",
             "test_the_lease_guards_before_the_other_has_committed",
         ),
         Mutant(
+            "a lease that nobody else has is no loss",
+            "if holder and holder ~= token",
+            "if holder ~= token",
+            "test_a_block_that_outlasts_the_lease_is_committed",
+        ),
+        Mutant(
+            "a slow block keeps its lease",
+            "if time.monotonic() > self._renew_at:",
+            "if False:",
+            "test_a_slow_block_renews_the_lease_between_its_events",
+        ),
+        Mutant(
+            "a model learns one stream",
+            'if self._reader.stream not in ("", self._stream):',
+            "if False:",
+            "test_a_model_learns_one_stream",
+        ),
+        Mutant(
             "nor with a lease that it should not have: the position",
-            "if position ~= before then return -1 end",
+            "if position ~= before and (position ~= after or not holder) then return -1 end",
             "",
-            "test_the_position_guards_even_if_the_lease_does_not",
+            "test_the_position_guards_even_if_the_lease_does_not"
+            " test_a_trainer_overtaken_while_it_waited_does_not_wait_on",
+        ),
+        Mutant(
+            "another's commit of the same events is not taken for one's own",
+            "(position ~= after or not holder)",
+            "position ~= after",
+            "test_a_trainer_that_lost_its_lease_can_run_again",
         ),
         Mutant(
             "a commit that is sent twice counts once",
-            "if position == after then return tonumber(redis.call('HGET', meta, 'commit')) end",
-            "",
+            "if position == after then return",
+            "if false then return",
             "test_a_commit_whose_reply_was_lost_counts_once",
         ),
         Mutant(
@@ -776,10 +801,9 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "only one's own lease is released",
-            "\"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call(\"",
-            '"return redis.call("',
-            "test_a_trainer_that_lost_its_lease_can_run_again"
-            " test_a_trainer_that_waits_for_events_notices_that_it_lost_its_lease",
+            "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call(",
+            "return redis.call(",
+            "test_the_lease_guards_before_the_other_has_committed",
         ),
         Mutant(
             "only learned events are trimmed",
@@ -789,9 +813,15 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "malformed events stop nothing",
-            "-1e100 < value < 1e100",
-            "True",
+            "-1e100 < value < 1e100\n        if not is_number",
+            "True\n        if not is_number",
             "test_malformed_events_go_to_the_dead_letters_and_stop_nothing",
+        ),
+        Mutant(
+            "predict refuses what emit refuses",
+            "-1e100 < value < 1e100\n        if name.__class__",
+            "True\n        if name.__class__",
+            "test_predict_takes_what_emit_takes_and_refuses_the_rest",
         ),
         Mutant(
             "large events are refused before they are parsed",
@@ -813,13 +843,13 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "metrics are bounded",
-            "redis.call('XADD', metrics, 'MAXLEN', ARGV[7], '*'",
+            "redis.call('XADD', metrics, 'MAXLEN', ARGV[8], '*'",
             "redis.call('XADD', metrics, '*'",
             "test_metrics_without_both_labels_have_no_auc_and_are_bounded",
         ),
         Mutant(
             "dead letters are bounded",
-            "redis.call('XADD', dead, 'MAXLEN', ARGV[8], '*',",
+            "redis.call('XADD', dead, 'MAXLEN', ARGV[9], '*',",
             "redis.call('XADD', dead, '*',",
             "test_dead_letters_are_bounded",
         ),

@@ -134,6 +134,35 @@ def test_strings_are_categories_and_booleans_are_numbers() -> None:
     assert learner.predict({"color": "red"}) > 0.6 > 0.4 > learner.predict({"color": "blue"})
 
 
+UNCLEAN = {1: 2.0, "c": np.str_("x"), np.str_("n"): np.int64(3), "b": np.bool_(True)}
+CLEAN = {"1": 2.0, "c": "x", "n": 3.0, "b": 1.0}
+
+
+def test_predict_takes_what_emit_takes_and_refuses_the_rest(r: redis.Redis) -> None:
+    emit(r, "s", [({**UNCLEAN, "f": np.float64(i % 3)}, i % 2) for i in range(20)])
+    trainer, oracle = OnlineTrainer(r, "m", "s"), FTRL()
+    trainer.run(idle_s=0)
+    for i in range(20):
+        oracle.learn_one({**CLEAN, "f": float(i % 3)}, i % 2)
+    own = ModelReader(r, "own", learner=Mean())
+    for predict in (oracle.predict, trainer.predict, ModelReader(r, "m").predict):
+        assert predict(UNCLEAN) == predict(CLEAN) == oracle.predict(CLEAN) != 0.5  # type: ignore[operator]
+    for predict in (oracle.predict, trainer.predict, ModelReader(r, "m").predict, own.predict):
+        for bad in (float("nan"), float("inf"), np.float32("nan"), 1e101, None, [1]):
+            with pytest.raises(ValueError, match=r"feature 'a' is .*wanted is a finite number"):
+                predict({"b": 1.0, "a": bad})  # type: ignore[operator]
+
+
+def test_a_hash_that_is_not_kept_is_the_same_and_the_cache_is_bounded() -> None:
+    long, again = FTRL(), FTRL()
+    for i in range(200):
+        long.learn_one({"url": f"{i % 3}" * 1000, "a": 1.0}, i % 2)
+        again._slots.clear()
+        again.learn_one({"url": f"{i % 3}" * 1000, "a": 1.0}, i % 2)
+    assert long.state() == again.state()
+    assert list(long._slots) == ["a"]
+
+
 class Mean:
     """A learner of the reader's own: predicts the share of ones so far."""
 
@@ -163,6 +192,80 @@ def test_the_learner_can_be_replaced_by_any_object(r: redis.Redis) -> None:
     assert reader.predict({}) == pytest.approx((ones + 1) / 1252)
     with pytest.raises(rt.BadState, match="learned by Mean"):
         ModelReader(r, "m").predict({})
+
+
+class Forgetful:
+    """Only predict, update and state."""
+
+    def predict(self, features: rt.Features) -> float:
+        return 0.25
+
+    def update(self, features: rt.Features, label: int) -> None:
+        pass
+
+    def state(self) -> dict[bytes, bytes]:
+        return {b"a": b"b"}
+
+
+def test_a_learner_of_predict_update_and_state_learns_from_an_empty_state(r: redis.Redis) -> None:
+    emit(r, "s", EVENTS[:20])
+    learner: Any = Forgetful()
+    trainer = OnlineTrainer(r, "m", "s", learner=learner, mini_batch=4, block=8)
+    assert trainer.run(idle_s=0)[:3] == (20, 0, 3)
+    assert trainer.predict({}) == 0.25
+    for use in (trainer.run, lambda: ModelReader(r, "m", learner=learner).predict({})):
+        with pytest.raises(rt.BadState, match=r"Forgetful lacks restore\(fields\)"):
+            use()
+
+
+def test_a_learner_without_learn_batch_learns_mini_batches_one_by_one(r: redis.Redis) -> None:
+    emit(r, "s", EVENTS[:20])
+    OnlineTrainer(r, "m", "s", learner=Mean(), mini_batch=4, block=8).run(idle_s=0)
+    emit(r, "t", EVENTS[:20])
+    OnlineTrainer(r, "n", "t", learner=Mean(), block=8).run(idle_s=0)
+    assert weights(r, "m") == weights(r, "n") != {}
+    assert metrics(r, "m") == metrics(r, "n")
+
+
+@pytest.mark.parametrize("method", ["predict", "update", "state"])
+def test_a_learner_that_lacks_a_method_is_refused(r: redis.Redis, method: str) -> None:
+    learner: Any = type("Half", (Mean,), {method: None})()
+    with pytest.raises(TypeError, match=rf"Half is no Learner: it lacks {method}\(\)"):
+        OnlineTrainer(r, "m", "s", learner=learner)
+
+
+def test_a_learner_of_other_settings_is_refused(r: redis.Redis) -> None:
+    emit(r, "s", EVENTS[:20])
+    trainer = OnlineTrainer(r, "m", "s", learner=FTRL(alpha=1))
+    trainer.run(idle_s=0)
+    for other in (FTRL(), FTRL(1.0, 2.0), FTRL(1.0, l1=1), FTRL(1.0, l2=1), FTRL(1.0, bits=19)):
+        with pytest.raises(
+            rt.BadState, match=rf"alpha 1.0, beta 1.0, .* learner is {other.kind}: give"
+        ):
+            ModelReader(r, "m", learner=other).predict({})
+        with pytest.raises(rt.BadState, match="learned by"):
+            OnlineTrainer(r, "m", "s", learner=other).run(idle_s=0)
+    same = ModelReader(r, "m", learner=FTRL(np.float64(1.0)))
+    assert same.predict(EVENTS[0][0]) == trainer.predict(EVENTS[0][0])
+
+
+def test_a_state_of_before_settings_and_stream_were_stored_is_taken(r: redis.Redis) -> None:
+    emit(r, "s", EVENTS[:40])
+    OnlineTrainer(r, "m", "s").run(20, idle_s=0)
+    assert r.hdel("{m}:meta", "stream") == 1
+    r.hset("{m}:meta", "kind", "FTRL of 18 bits")
+    with pytest.raises(rt.BadState):
+        ModelReader(r, "m", learner=FTRL(bits=8)).reload()
+    assert OnlineTrainer(r, "m", "s").run(idle_s=0).events == 20
+    assert r.hmget("{m}:meta", "stream", "kind") == [b"s", FTRL().kind.encode()]
+    assert weights(r) == learned_without_redis(EVENTS[:40])
+
+
+def test_a_block_may_change_many_weights(r: redis.Redis) -> None:
+    wide = [({f"{i} {j}": 1.0 for j in range(1_000)}, i % 2) for i in range(10)]
+    emit(r, "s", wide)
+    assert OnlineTrainer(r, "m", "s").run(idle_s=0).commits == 1
+    assert weights(r) == learned_without_redis(wide)
 
 
 # --- exactly once -------------------------------------------------------------------------------
@@ -253,8 +356,9 @@ def test_a_trainer_killed_before_its_first_commit_holds_the_lease_no_longer(r: r
         assert 0 < r.pttl("{m}:lease") <= 5000
 
 
+@pytest.mark.parametrize("done", [300, 256])  # 256: the very block that this one would store
 def test_a_trainer_that_lost_its_lease_can_run_again(
-    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     emit(r, "s", EVENTS)
     trainer, other = OnlineTrainer(r, "m", "s"), OnlineTrainer(r, "m", "s")
@@ -262,14 +366,14 @@ def test_a_trainer_that_lost_its_lease_can_run_again(
 
     def overtaken(*arguments: Any) -> None:
         r.delete("{m}:lease")
-        other.run(300, idle_s=0)
+        other.run(done, idle_s=0)
         store(*arguments)
 
     monkeypatch.setattr(trainer, "_store", overtaken)
     with pytest.raises(rt.LostLease, match="must stop"):
         trainer.run(idle_s=0)
     monkeypatch.undo()
-    assert trainer.run(idle_s=0).events == 950
+    assert trainer.run(idle_s=0).events == 1250 - done
     assert weights(r) == learned_without_redis(EVENTS)
 
 
@@ -306,6 +410,69 @@ def test_a_trainer_that_waits_for_events_notices_that_it_lost_its_lease(r: redis
     r.set("{m}:lease", "another trainer", px=60_000)
     thread.join(20)
     assert len(caught) == 1
+
+
+def test_a_trainer_overtaken_while_it_waited_does_not_wait_on(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is free again, and there is nothing to read: only the position tells."""
+    trainer, read = OnlineTrainer(r, "m", "s"), OnlineTrainer._read
+
+    def overtaken(self: OnlineTrainer, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        r.delete("{m}:lease")
+        emit(r, "s", EVENTS[:10])
+        assert OnlineTrainer(r, "m", "s").run(idle_s=0).events == 10
+        return read(self, *arguments)
+
+    monkeypatch.setattr(OnlineTrainer, "_read", overtaken)
+    with pytest.raises(rt.LostLease, match="must stop"):
+        trainer.run(idle_s=60)
+
+
+def test_a_block_that_outlasts_the_lease_is_committed(r: redis.Redis) -> None:
+    class Slow(Mean):
+        def update(self, features: rt.Features, label: int) -> None:
+            wait_until(lambda: not r.exists("{m}:lease"), what="the lease expires")
+            super().update(features, label)
+
+    emit(r, "s", EVENTS[:4])
+    trainer = OnlineTrainer(r, "m", "s", learner=Slow(), lease_s=0.05, block=2)
+    assert trainer.run(idle_s=0)[:3] == (4, 0, 2)
+    assert weights(r) == {b"counts": struct.pack("<QQ", 4, sum(y for _, y in EVENTS[:4]))}
+    assert r.exists("{m}:lease") == 0
+
+
+def test_a_slow_block_renews_the_lease_between_its_events(r: redis.Redis) -> None:
+    left, learned = [], []
+
+    class Slow(Mean):
+        def update(self, features: rt.Features, label: int) -> None:
+            learned.append(label)
+            left.append(r.pttl("{m}:lease"))
+            r.pexpire("{m}:lease", 5_000)
+            trainer._renew_at = 0.0  # as if so much had passed
+            if len(learned) == 4:
+                r.set("{m}:lease", "another trainer", px=60_000)
+
+    emit(r, "s", EVENTS[:10])
+    trainer = OnlineTrainer(r, "m", "s", learner=Slow(), lease_s=60)
+    with pytest.raises(rt.LostLease, match="must stop"):
+        trainer.run(idle_s=0)
+    assert len(learned) == 4, "it learned on although it had lost the lease"
+    assert min(left) > 5_000, "the lease was not renewed"
+    assert weights(r) == {}
+
+
+def test_a_model_learns_one_stream(r: redis.Redis) -> None:
+    """The position is one of that stream: in another it would skip events, and trim them."""
+    emit(r, "s", EVENTS[:10])
+    emit(r, "t", EVENTS[10:20])
+    OnlineTrainer(r, "m", "s").run(idle_s=0)
+    with pytest.raises(rt.BadState, match=r"'m' learns the stream 's'.* learn 't' as another"):
+        OnlineTrainer(r, "m", "t").run(idle_s=0)
+    assert (r.xlen("t"), r.exists("{m}:lease")) == (10, 0)
+    assert OnlineTrainer(r, "m", "s").run(idle_s=0).events == 0
 
 
 def test_a_trainer_starts_from_what_is_stored_and_from_nothing_else(r: redis.Redis) -> None:
@@ -399,6 +566,7 @@ MALFORMED: list[tuple[dict[Any, Any], str]] = [
     ({"x": "{}"}, "field y"),
     ({b"\xff": b"\xfe"}, "field x"),
     ({"x": '{"a": "' + "b" * 70_000 + '"}', "y": "1"}, "at most 65536"),
+    ({"x": b"\xff" * (8 << 20), "y": "1"}, "at most 65536"),
 ]
 
 
@@ -415,6 +583,7 @@ def test_malformed_events_go_to_the_dead_letters_and_stop_nothing(r: redis.Redis
     for letter, (entry, reason) in zip(letters, MALFORMED, strict=True):
         assert reason in letter["reason"]
         assert len(json.loads(letter["entry"])) == len(entry)
+        assert len(letter["entry"]) < 400_000
     assert metrics(r, "m")[-1].dead == len(MALFORMED)
 
 
@@ -422,13 +591,19 @@ def test_dead_letters_are_bounded(r: redis.Redis, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rt, "KEPT_DEAD", 10)
     for _ in range(30):
         r.xadd("s", {"x": "no JSON", "y": "1"})
-    assert OnlineTrainer(r, "m", "s").run(idle_s=0).dead == 30
+    r.xadd("s", {f"{i} {'n' * 100_000}": "v" * 100_000 for i in range(20)})  # type: ignore[misc]
+    assert OnlineTrainer(r, "m", "s").run(idle_s=0).dead == 31
     assert r.xlen("{m}:dead") == 10
+    kept = json.loads(rt.dead_letters(r, "m")[0]["entry"])
+    assert [name[:2] for name in kept] == [f"{i} " for i in range(8)]
+    assert {(len(name), len(value)) for name, value in kept.items()} == {(65536, 65536)}
 
 
 @pytest.mark.parametrize(
-    "event", [({"a": float("nan")}, 1), ({"a": None}, 1), ({"a": [1]}, 0), ({"a": 1.0}, 2)]
-)
+    "event",
+    [({"a": float("nan")}, 1), ({"a": None}, 1), ({"a": [1]}, 0), ({"a": 1.0}, 2),
+     ({"a": 1.0}, 0.7), ({"a": 1.0}, -0.9), ({"a": 1.0}, float("nan")), ({"a": 1.0}, "1")],
+)  # fmt: skip
 def test_emit_refuses_what_a_trainer_would_refuse(r: redis.Redis, event: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         emit(r, "s", [EVENTS[0], event])
@@ -443,6 +618,8 @@ def test_emit_takes_numpy_values_and_any_iterable(r: redis.Redis) -> None:
     assert emit(r, "s", rows) == 2_500 == r.xlen("s")
     assert OnlineTrainer(r, "m", "s").run(idle_s=0)[:2] == (2_500, 0)
     assert emit(r, "s", []) == 0
+    assert emit(r, "labels", [({}, y) for y in (True, 1.0, np.float64(1), np.bool_(True))]) == 4
+    assert {entry[b"y"] for _, entry in r.xrange("labels")} == {b"1"}
 
 
 VALUES = st.one_of(st.floats(-1e99, 1e99), st.integers(-(2**60), 2**60), st.booleans(), st.text())
@@ -567,6 +744,12 @@ def test_bad_arguments_are_refused(r: redis.Redis) -> None:
     for options in ({"block": 0}, {"mini_batch": 0}, {"block": 8, "mini_batch": 9}):
         with pytest.raises(ValueError, match="mini_batch <= block"):
             OnlineTrainer(r, "m", "s", **options)  # type: ignore[arg-type]
+    emit(r, "s", EVENTS[:10])
+    OnlineTrainer(r, "m", "s").run(idle_s=0)
+    for window in (0, -1):
+        with pytest.raises(ValueError, match="window >= 1"):
+            metrics(r, "m", window=window)
+    assert metrics(r, "m", window=1)[-1].events == 10
 
 
 @pytest.mark.parametrize("call", [
