@@ -159,7 +159,10 @@ class LanguageModel:
         """Forget n-grams of the full order seen fewer than `min_count` times; return how many.
 
         The lower orders then count only what is left, and a token in none of it is unknown again.
+        Raises ValueError unless `min_count` is an integer from 0 to 2**32 - 1.
         """
+        if not hasattr(min_count, "__index__") or not 0 <= min_count < 2**32:
+            raise ValueError(f"min_count={min_count!r}: wanted is an integer from 0 to 2**32 - 1")
         return self._apply(self._rare(min_count), forget=min_count)
 
     def delete(self) -> None:
@@ -420,11 +423,12 @@ def stream_tokens(
     """Send tokens as they come, until they end or a reader cancels; return how many were sent.
 
     One round trip a token. If `tokens` raises, readers learn of it and the error goes on. Sending
-    the same tokens again, after a crash, goes on where it ended. About `maxlen` tokens are kept.
-    Raises TokenStreamError if the stream holds other tokens.
+    the same tokens again, after a crash, goes on where it ended; those that were there before
+    count as sent. About `maxlen` tokens are kept. Raises TokenStreamError if the stream holds
+    other tokens.
     """
     _of_bytes(r)  # before a token is made
-    stream, cancel, sent, how = f"{{{request}}}:tokens", f"{{{request}}}:cancel", 0, "done"
+    stream, cancel, sent = f"{{{request}}}:tokens", f"{{{request}}}:cancel", 0
 
     def send(number: int, field: str, text: str) -> bool:
         this, entry = b"%d-0" % number, dict[Any, Any]({field.encode(): _utf8(text)})
@@ -441,18 +445,27 @@ def stream_tokens(
                 raise TokenStreamError("taken", number - 1, "choose another request") from error
             return bool(r.exists(cancel))
 
+    def break_off(how: str) -> int:
+        xrange: Any = r.xrange
+        number = sent + 1
+        while page := xrange(stream, b"%d-0" % number, count=READ):  # an earlier run sent more
+            number = int(page[-1][0].split(b"-")[0]) + 1
+            if b"end" in page[-1][1]:
+                return number - 2
+        send(number, "end", how)
+        return number - 1
+
     try:
         for sent, token in enumerate(tokens, 1):
             if send(sent, "token", token):
-                how = "cancelled"
-                break
+                return break_off("cancelled")
     except TokenStreamError:
         raise
     except Exception:
-        with contextlib.suppress(redis.RedisError):
-            send(sent + 1, "end", "failed")
+        with contextlib.suppress(redis.RedisError, TokenStreamError):
+            break_off("failed")
         raise
-    send(sent + 1, "end", how)
+    send(sent + 1, "end", "done")
     return sent
 
 
@@ -465,19 +478,23 @@ def read_tokens(r: Client, request: str, after: int = 0, timeout_s: float = 10) 
     """Yield the tokens behind number `after` as they come, until the producer ends.
 
     Start at any time, before the first token or after the last. A lost connection is taken up
-    again within `timeout_s`, the longest wait for a token. Raises TokenStreamError if the stream
-    was cancelled, failed, fell silent, or lost tokens to `maxlen`; its `position` says how many
-    tokens came before.
+    again within `timeout_s`, the longest wait for a token; 0 takes only what is there. Raises
+    TokenStreamError if the stream was cancelled, failed, fell silent, or lost tokens to `maxlen`;
+    its `position` says how many tokens came before.
     """
     r, deadline = _of_bytes(r), time.monotonic() + timeout_s
-    while (left := deadline - time.monotonic()) > 0:
+    xrange: Any = r.xrange
+    while True:
+        left = max(deadline - time.monotonic(), 0.0)
         try:
             stream, since = f"{{{request}}}:tokens", f"{after}-0"
             r.xread({stream: since}, count=1, block=int(min(left, 1.0) * 1000) + 1)  # only to wait
-            entries: Any = r.xrange(stream, f"({since}", count=READ)
+            entries = xrange(stream, f"({since}", count=READ)
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(min(left, 0.05))
-            continue
+            entries = []
+        if not left and not entries:
+            break
         for this, entry in entries:
             if int(this.split(b"-")[0]) != after + 1:
                 raise TokenStreamError("trimmed", after, "read earlier, or stream with more maxlen")

@@ -30,6 +30,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -45,6 +46,7 @@ _Request = tuple[str, "asyncio.Future[Prediction]", float]  # id, answer, since
 RESIDUE = 0x2144DF1C  # the CRC-32 of anything that ends in its own CRC-32
 SLICE_ROWS, SLICE_BYTES = 1000, 1 << 20  # in one command
 MAGIC, MAX_ROW = b"FRW1", 64 << 10  # bytes
+LAST = 1e11  # seconds since 1970, in the year 5138; milliseconds passed it in March 1973
 # What a missing row holds, by the kind of dtype.
 FILL: Any = {"f": lambda _: np.nan, "i": lambda d: np.iinfo(d).min, "u": lambda d: np.iinfo(d).max}
 FILL |= dict.fromkeys("mM", lambda _: "NaT") | dict.fromkeys("bSU", lambda _: "")
@@ -142,14 +144,28 @@ class Packing:
 
 def _fit(name: str, values: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Convert, but let nothing overflow, be cut off or lose its fraction on the way."""
-    given = np.asarray(values)
+    given = _plain(f"column {name!r}", values)
     with np.errstate(all="ignore"), contextlib.suppress(TypeError, ValueError, OverflowError):
         cast = given.astype(dtype)
         back = cast.astype(given.dtype) if dtype.kind in "SU" else cast
         same = np.isfinite(cast) | ~np.isfinite(given) if dtype.kind == "f" else back == given
+        same &= dtype.kind != "f" or given.dtype.kind in "biuf"  # a date's number has any unit
         if given.shape == shape and np.all(same | (cast != cast)):  # NaT is not NaT
             return cast
     raise ValueError(f"column {name!r}: {given.dtype} {given.shape} does not fit {dtype} {shape}")
+
+
+def _plain(what: str, values: Any) -> Array:
+    """Return an array; raise ValueError for what numpy would convert by leaving out a part."""
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise ValueError(
+            f"{what}: a mask is not stored: fill in its values, or leave their ids out"
+        )
+    given = np.asarray(values)
+    if given.dtype.kind == "c":
+        raise ValueError(f"{what}: complex numbers are not stored: give two columns")
+    return given
 
 
 # --8<-- [end:row]
@@ -209,14 +225,18 @@ class FeatureTable:
 
         Of equal times the later write wins, so a repeated put changes nothing. `event_time`
         (default: now) and `ttl` are in seconds, one for all or one an id; each write sets the
-        TTL anew. Raises ValueError for columns that do not fit, SchemaMismatch.
+        TTL anew. An event time may also be a datetime64 (of any unit, in UTC as numpy has it), or
+        a datetime with a tzinfo; a naive one is refused, and so are milliseconds. Raises
+        ValueError for these and for columns that do not fit, SchemaMismatch.
         """
         keys, n = self._keys(ids), self._slice
         # + 0.0 turns -0.0, whose bytes would sort last, into 0.0.
-        times = np.asarray(time.time() if event_time is None else event_time, float) + 0.0
-        lives = np.asarray(np.inf if ttl is None else ttl, float)
-        if not ((times >= 0) & (times < np.inf)).all() or not (lives > 0).all():
-            raise ValueError("event_time is in seconds since 1970, and ttl in seconds above 0")
+        times = _seconds(time.time() if event_time is None else event_time) + 0.0
+        lives = _plain("ttl", np.inf if ttl is None else ttl)
+        lives = lives / np.timedelta64(1, "s") if lives.dtype.kind in "mM" else lives.astype(float)
+        if not ((times >= 0) & (times < LAST)).all() or not (lives > 0).all():
+            seconds = "seconds since 1970 (not milliseconds, and no NaT)"
+            raise ValueError(f"event_time is in {seconds}, and ttl in seconds above 0")
         times, lives = np.broadcast_to(times, len(keys)), np.broadcast_to(lives, len(keys))
         rows = self.packing.pack(columns, times)
         self._agree()
@@ -267,6 +287,20 @@ class FeatureTable:
         for key, pair in zip(keys, pairs, strict=True):  # a script may touch only one slot
             pipe.execute_command("EVAL", _PUT, 1, key, *pair)
         return sum(pipe.execute())
+
+
+def _seconds(given: Any) -> Array:
+    """Return seconds since 1970 of numbers, datetime64 or datetimes."""
+    if isinstance(given, datetime):
+        if given.utcoffset() is None:
+            raise ValueError(f"event_time: {given!r} may be of any time zone: give it a tzinfo")
+        given = given.timestamp()
+    times = _plain("event_time", given)
+    if times.dtype.kind == "O" and times.ndim:
+        return np.array([_seconds(each) for each in times.ravel()]).reshape(times.shape)
+    if times.dtype.kind in "mM":  # its number alone may be nanoseconds, or days
+        return np.asarray((times - np.datetime64(0, "s")) / np.timedelta64(1, "s"))
+    return times.astype(float)
 
 
 def _texts(ids: Iterable[Any]) -> list[str]:

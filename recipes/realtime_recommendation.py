@@ -11,7 +11,7 @@ Keys: all share the hash tag {NS}, so a namespace lives in one slot: shard by na
     {NS}:trend         zset    the popularity of up to 10,000 items
     {NS}:new           zset    the newest 100 items: what is explored
     {NS}:shown, :clicked  hash    impressions and clicks of these
-    {NS}:offered:USER  set     what was explored on a user, until it is clicked; TTL 1 day
+    {NS}:offered:USER  set     what of :new was offered to a user and not clicked yet; TTL 1 day
     delete() removes all of them.
 Guarantees: an event is one script, all or nothing. Below the bounds the result does not depend on
     the order of events: late ones, and any number of writers at once, give what one writer gives,
@@ -381,6 +381,9 @@ local offered, shown = unpack(KEYS)
 for i = 2, #ARGV do
   redis.call('HINCRBY', shown, ARGV[i], 1)
   redis.call('SADD', offered, ARGV[i])
+end
+for _, item in ipairs(redis.call('SMEMBERS', offered)) do  -- bounded: by this
+  if redis.call('HEXISTS', shown, item) == 0 then redis.call('SREM', offered, item) end  -- not new
 end
 redis.call('EXPIRE', offered, ARGV[1])
 """

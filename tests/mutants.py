@@ -893,6 +893,12 @@ MUTANTS: dict[str, list[Mutant]] = {
             "test_each_entity_has_its_own_ttl",
         ),
         Mutant(
+            "milliseconds do not freeze a row",
+            "(times < LAST)",
+            "(times < np.inf)",
+            "test_a_time_that_would_freeze_its_row_is_refused",
+        ),
+        Mutant(
             "a damaged row is an error",
             " or not {*map(crc32, rows)} <= {RESIDUE}:",
             ":",
@@ -1037,6 +1043,12 @@ MUTANTS: dict[str, list[Mutant]] = {
             "test_exploration_learns_from_clicks",
         ),
         Mutant(
+            "what was offered to a user is bounded",
+            "redis.call('SREM', offered, item)",
+            "local kept = item",
+            "test_memory_is_bounded_and_temporary",
+        ),
+        Mutant(
             "the history of a user is bounded",
             "trim(mine, history)",
             "",
@@ -1161,9 +1173,15 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "a dead producer is noticed",
-            "while (left := deadline - time.monotonic()) > 0:",
-            "while (left := 1.0 + 0 * deadline):",
+            "left = max(deadline - time.monotonic(), 0.0)",
+            "left = 1.0",
             "test_a_reader_does_not_wait_for_ever",
+        ),
+        Mutant(
+            "an answer that is sent again can be cancelled",
+            "while page := xrange(stream, ",
+            "while page := xrange('none', ",
+            "test_an_answer_that_is_sent_again_can_be_cancelled_or_fail",
         ),
         Mutant(
             "a lost connection is taken up again",

@@ -235,6 +235,8 @@ def recommended(r: redis.Redis) -> None:
     rr.record_many(r, "shop", [(f"u{i}", f"i{i % 3}") for i in range(9)])
     for i in range(3):
         rr.record(r, "shop", "me", f"i{i}")
+    rr.recommend(r, "shop", "u1", explore=1.0, seed=1)  # what is offered here is soon not new
+    rr.record_many(r, "shop", [("u2", f"new{i}") for i in range(200)])
 
 
 def recommend(r: redis.Redis) -> None:

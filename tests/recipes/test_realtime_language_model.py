@@ -591,6 +591,10 @@ def test_refuses_what_it_cannot_do(r: redis.Redis) -> None:
     for name, order in (("", 3), ("a{b", 3), ("a", 0)):
         with pytest.raises(ValueError, match="braces"):
             LanguageModel(r, name, order)
+    for many in (2.5, 2.0, "2", None, -1, 2**32, 2**33):
+        with pytest.raises(ValueError, match="an integer from 0 to"):
+            model.prune(many)  # type: ignore[arg-type]
+    assert model.prune(0) == model.prune(np.int64(1)) == 0  # type: ignore[arg-type]
     assert model.learn([]) == 0
     model.delete()
     assert state(r, "m*[x]?") == {}
@@ -619,6 +623,7 @@ def test_a_late_reader_gets_all_tokens(r: redis.Redis) -> None:
     tokens = ["", "\n", "é", "x" * 1000, *map(str, range(1200))]
     assert stream_tokens(r, "q", iter(tokens)) == len(tokens)
     assert list(read_tokens(r, "q")) == tokens == list(read_tokens(r, "q"))
+    assert list(read_tokens(r, "q", timeout_s=0)) == tokens  # what is there needs no waiting
     assert list(read_tokens(r, "q", after=1200)) == tokens[1200:]
     assert list(read_tokens(r, "q", after=len(tokens))) == []
     assert 0 < r.ttl("{q}:tokens") <= 600
@@ -679,6 +684,35 @@ def test_cancel_stops_the_producer(r: redis.Redis) -> None:
     assert 0 < r.ttl("{q}:cancel") <= 600
 
 
+@pytest.mark.parametrize("sent", [0, 1, 6, 10])
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_an_answer_that_is_sent_again_can_be_cancelled_or_fail(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch, how: str, sent: int
+) -> None:
+    monkeypatch.setattr(recipe, "READ", 4)  # entries in a reply
+
+    def until(last: int, error: BaseException) -> Iterator[str]:
+        yield from "abcdefghij"[:last]
+        raise error
+
+    with pytest.raises(KeyboardInterrupt):  # not even an end is sent: a crash
+        stream_tokens(r, "q", until(sent, KeyboardInterrupt()))
+    assert r.xlen("{q}:tokens") == sent
+    there = max(sent, 1)
+    for _ in range(2):  # and once more, after a crash behind the end
+        if how == "cancelled":
+            cancel_tokens(r, "q")
+            assert stream_tokens(r, "q", "abcdefghij") == there
+        else:
+            with pytest.raises(ZeroDivisionError):
+                stream_tokens(r, "q", until(1, ZeroDivisionError()))
+        reader = read_tokens(r, "q", timeout_s=0)
+        assert [next(reader) for _ in range(there)] == [*"abcdefghij"[:there]]
+        with pytest.raises(TokenStreamError, match=f"{how} after token {there}"):
+            next(reader)
+    assert r.xlen("{q}:tokens") == there + 1
+
+
 def test_a_failed_producer_tells_its_readers(r: redis.Redis) -> None:
     def failing() -> Iterator[str]:
         yield "a"
@@ -697,6 +731,12 @@ def test_a_reader_does_not_wait_for_ever(r: redis.Redis) -> None:
     with pytest.raises(TokenStreamError, match="silent after token 0: the producer died"):
         list(read_tokens(r, "nobody", timeout_s=0.2))
     assert 0.2 <= time.monotonic() - start < 5
+    r.xadd("{q}:tokens", {"token": "a"}, id="1-0")
+    for timeout_s in (0, -1):
+        reader = read_tokens(r, "q", timeout_s=timeout_s)
+        assert next(reader) == "a"
+        with pytest.raises(TokenStreamError, match="silent after token 1"):
+            next(reader)
 
 
 PRODUCER = """

@@ -403,6 +403,11 @@ def test_memory_is_bounded_and_temporary(r: redis.Redis, monkeypatch: pytest.Mon
     for n in range(5):
         record_many(r, "n", made_events(200, n))
         recommend(r, "n", "u1", explore=1.0)
+    for n in range(40):  # what is new does not stay so, and one reader is offered all of it
+        record(r, "n", "u2", f"next {n}", at=NOW + 100 * DAY + n)
+        recommend(r, "n", "reader", 2, explore=1.0, seed=n)
+        assert r.smembers("{n}:offered:reader") <= {*r.zrange("{n}:new", 0, -1)}
+    assert 1 < r.scard("{n}:offered:reader") <= 7
     for key, scores in state(r).items():
         part = key.decode().split(":")[1]
         bound = bounds[{"user": "HISTORY", "item": "NEIGHBOURS"}.get(part, part.upper())]
