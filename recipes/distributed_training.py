@@ -10,7 +10,8 @@ Keys: dt:{JOB}:world stream (the last memberships; an id is a generation), :leas
     worker of a job the rest; the TTL of all is two timeouts.
 Guarantees: after each round all workers hold the same parameters to the bit. A killed worker is
     out when its lease ends: one script makes the new world, and the rest do the interrupted round
-    again. Who wakes up late writes under an old generation, which nobody reads. The server is
+    again. Who wakes up late writes under an old generation, which nobody reads. Vectors or params
+    of another layout (names, shapes, dtype) are refused by name; order is free. The server is
     trusted: a failover that loses writes ends in a timeout that names a worker.
 Cost: a step of V bytes and N workers: 2 V (N - 1) / N sent and as much received by each, 2 N + 3
     round trips for each 4 MiB (two workers: 4). `sync_every=H`: once in H steps. `compress=F`:
@@ -43,7 +44,8 @@ Client = redis.Redis | redis.cluster.RedisCluster
 Vector = np.ndarray[Any, np.dtype[Any]]
 ROUND_BYTES = 4 << 20  # what an inbox may hold; longer vectors take several rounds
 DTYPES = ("<f4", "<f8", "|u1")
-HEAD = struct.Struct("<4sQQHHHHQQ")  # magic, generation, round, phase, from, to, dtype, size, xxh3
+# magic, generation, round, phase, from, to, dtype, size, layout, checksum
+HEAD = struct.Struct("<4sQQHHHHQQQ")
 
 
 class TrainingError(Exception):
@@ -55,7 +57,7 @@ class WorkerTimeout(TrainingError):
 
 
 class BadGradient(TrainingError):
-    """A gradient with NaN, or of another shape or dtype; the message names the worker."""
+    """A gradient with NaN, or of other names, shapes, dtype; the message names the worker."""
 
 
 class WorldChanged(TrainingError):
@@ -78,20 +80,22 @@ class AllReduce:
     def __init__(
         self, r: Client, job: str, rank: int, world_size: int, *, timeout_s: float = 30,
         generation: int = 0, names: Sequence[str] = (), changed: Callable[[], bool] = bool,
+        layout: str = "",
     ) -> None:  # fmt: skip
         if not 0 <= rank < world_size or set("{}[]*?\\") & set(job):
             raise ValueError(f"rank {rank} of {world_size}, job {job!r} (no {{}}[]*? in it)")
         self.r, self.job, self.rank, self.world_size = _of_bytes(r), job, int(rank), int(world_size)
         self.timeout_s, self.generation, self.changed = timeout_s, generation, changed
         self.names = names or [f"rank {i} of {world_size}" for i in range(world_size)]
+        self.layout = layout  # of what a flat vector holds: who has another one is refused
         self.round = self.bytes_sent = self.bytes_received = 0
         bytearray(1 << 24)  # freed at once: glibc then reuses large buffers, without page faults
 
     def mean(self, vector: Any) -> Vector:
         """Return the mean of all ranks' vectors, in the shape of `vector`.
 
-        float32 or float64 (whole numbers count as float64). Raises BadGradient (NaN, or unlike
-        another rank's; names it), WorkerTimeout (names who is silent), TrainingError.
+        float32 or float64 (whole numbers count as float64). Raises BadGradient (NaN, or shape or
+        dtype unlike another rank's; names it), WorkerTimeout (names who is silent), TrainingError.
         """
         array = np.asarray(vector)
         array = array.astype(np.float64) if array.dtype.kind in "iub" else array
@@ -103,34 +107,37 @@ class AllReduce:
             cuts = [slice(None)] * 2 if n == 2 else cuts
             shard = out[cuts[self.rank]]  # reduced in its place
             with self._one_round():
-                for i, part in self._swap(0, [block[cut] for cut in cuts], flat):
+                for i, part in self._swap(0, [block[cut] for cut in cuts], array):
                     np.add(shard if i else 0, part, out=shard)
                 shard /= n
-                for i, part in self._swap(1, [shard] * n, flat) if n != 2 else ():
+                for i, part in self._swap(1, [shard] * n, array) if n != 2 else ():
                     if i != self.rank:
                         out[cuts[i]] = part
         return mean.reshape(array.shape)
 
-    def gather(self, mine: Vector, ranks: Sequence[int]) -> list[Vector]:
-        """Return what each of `ranks` gives; `mine` is of one size and dtype on all ranks."""
+    def gather(self, mine: Vector, ranks: Sequence[int], like: Vector) -> list[Vector]:
+        """Return what each of `ranks` gives; `mine` is of one size and dtype on all ranks.
+
+        So is `like`, which the messages are about: raises BadGradient if a rank's differs.
+        """
         pieces, step = [], max(1, ROUND_BYTES // mine.itemsize // len(ranks))
         for start in range(0, mine.size, step):
             part = mine[start : start + step] if self.rank in ranks else mine[:0]
             with self._one_round():
-                pieces.append([got for _, got in self._swap(0, [part] * self.world_size, mine)])
+                pieces.append([got for _, got in self._swap(0, [part] * self.world_size, like)])
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True) if parts[0].size]
 
     def furthest(self, step: int, vector: Vector) -> tuple[int, Vector]:
         """Return step and vector of the rank that is ahead of the others (of equals, the first).
 
         Ranks at one step hold the same vector. A newcomer says -1; if all are new, the first
-        one's vector is everyone's, at step 0.
+        one's vector is everyone's, at step 0. Raises BadGradient if a vector is of another layout.
         """
-        said = self.gather(np.array([step], np.float64), range(self.world_size))
-        steps = [int(one[0]) for one in said]
+        said = self.gather(np.array([step], "d").view(vector.dtype), range(self.world_size), vector)
+        steps = [int(one.view("d")[0]) for one in said]
         best = max(steps)
         if min(steps) < best or best < 0:
-            ahead = self.gather(vector, [steps.index(best)])[0]
+            ahead = self.gather(vector, [steps.index(best)], vector)[0]
             vector = ahead if step < best or best < 0 else vector
         return max(best, 0), vector
 
@@ -138,13 +145,12 @@ class AllReduce:
         """Return the mean of vectors of `size` that are 0 but for `values` at sorted `places`."""
         mean, end = np.zeros(size, values.dtype), 4 * len(places)
         bundle = np.concatenate([places.astype("<u4").view(np.uint8), values.view(np.uint8)])
-        for i, other in enumerate(self.gather(bundle, range(self.world_size))):
+        for i, other in enumerate(self.gather(bundle, range(self.world_size), bundle)):
             where = other[:end].view("<u4").astype(np.int64)
             if where[-1] >= size or (np.diff(where) <= 0).any():
                 raise TrainingError(f"{self.names[i]} sent places that are not in order")
             mean[where] += other[end:].view(values.dtype)
-        mean /= self.world_size
-        return mean
+        return mean / self.world_size
 
     # --8<-- [end:all-reduce]
 
@@ -181,15 +187,13 @@ class AllReduce:
         inbox, senders = self._inbox(number, rank), range(self.world_size)
         self.r.unlink(inbox, *(f"{inbox}:{phase}:{i}" for phase in (0, 1) for i in senders))
 
-    def _swap(
-        self, phase: int, parts: Sequence[Vector], like: Vector
-    ) -> Iterator[tuple[int, Vector]]:
+    def _swap(self, phase: int, parts: list[Vector], like: Vector) -> Iterator[tuple[int, Vector]]:
         """Send parts[i] to rank i; yield (rank, what it sent to this one) in rank order."""
         ttl_ms, others = int(2000 * self.timeout_s), [*range(self.world_size)]
         others.remove(self.rank)
         for to in others:
             data, inbox = parts[to].tobytes(), self._inbox(self.round, to)
-            head = self._head(phase, self.rank, to, DTYPES.index(like.dtype.str), like.size, data)
+            head = self._head(phase, self.rank, to, self._about(like), data)
             with self.r.pipeline(transaction=True) as pipe:  # never without a TTL
                 pipe.set(f"{inbox}:{phase}:{self.rank}", data, px=ttl_ms)
                 pipe.xadd(inbox, {"head": head})
@@ -217,7 +221,7 @@ class AllReduce:
         for found in reply.values() if isinstance(reply, dict) else [pair[1] for pair in reply]:
             for self._last, fields in found[0] if isinstance(found[0], list) else found:
                 head = fields.get(b"head", b"")
-                if len(head) != HEAD.size or head[:4] != b"DTR1":
+                if len(head) != HEAD.size or head[:4] != b"DTR2":
                     raise TrainingError(f"{inbox} has an entry that no worker wrote: {head[:50]!r}")
                 self._heads.setdefault(HEAD.unpack(head)[3:5], head)
         return bool(reply)
@@ -226,21 +230,23 @@ class AllReduce:
         if data is None and self.generation:  # deleted by a worker that saw a new world
             raise WorldChanged
         head = self._heads[phase, sender]
-        *_, code, size, _ = HEAD.unpack(head)
-        data = data or b""
-        if head != self._head(phase, sender, self.rank, code, size, data) or code >= len(DTYPES):
+        *_, code, size, layout, _ = HEAD.unpack(head)
+        about, data = (code, size, layout), data or b""
+        if head != self._head(phase, sender, self.rank, about, data) or code >= len(DTYPES):
             raise TrainingError(f"a message of {self.names[sender]} is damaged or gone")
-        if (DTYPES[code], size) != (like.dtype.str, like.size):
-            raise BadGradient(
-                f"{self.names[sender]} has {size} x {DTYPES[code]}, but {self.names[self.rank]} "
-                f"has {like.size} x {like.dtype.str}"
-            )
+        if about != self._about(like):
+            here = f"the layout here: {like.size} x {like.dtype.str}, {self.layout or like.shape}"
+            raise BadGradient(f"{self.names[sender]} has {size} x {DTYPES[code]}, not {here}")
         self.bytes_received += len(head) + len(data)
         return np.frombuffer(data, like.dtype)
 
-    def _head(self, phase: int, sender: int, to: int, code: int, size: int, data: bytes) -> bytes:
-        about = (self.generation, self.round, phase, sender, to, code, size)
-        return HEAD.pack(b"DTR1", *about, xxh3_64_intdigest(data))
+    def _about(self, like: Vector) -> tuple[int, int, int]:
+        layout = f"{self.layout} {like.shape}".encode()
+        return DTYPES.index(like.dtype.str), like.size, xxh3_64_intdigest(layout)
+
+    def _head(self, phase: int, sender: int, to: int, about: tuple[int, ...], data: bytes) -> bytes:
+        place = (self.generation, self.round, phase, sender, to)
+        return HEAD.pack(b"DTR2", *place, *about, xxh3_64_intdigest(data))
 
     # --8<-- [end:messages]
 
@@ -339,8 +345,7 @@ class Lease:
             with self._lock:
                 generation, members, live, alive = self._call("renew")
                 if alive and self.name in members and generation > after:
-                    self.generation = generation
-                    self.worlds += 1
+                    self.generation, self.worlds = generation, self.worlds + 1
                     return generation, members
                 if not alive:
                     if self.worlds and not live:
@@ -348,7 +353,9 @@ class Lease:
                     self.name = f"{self.worker}#{secrets.token_hex(4)}"
                     self._call("enter")
             self._stop.wait(min(0.02, self.lease_s / 5))
-        raise WorkerTimeout(f"{live} of {self.world_size} workers came in {self.timeout_s} s")
+        there: Any = self.r.zrange(f"dt:{{{self.job}}}:leases", 0, 65535)
+        came, n = sorted(name.decode()[:-9] for name in there), self.world_size
+        raise WorkerTimeout(f"{live} of {n} workers came in {self.timeout_s} s: {came}")
 
     def finish(self, generation: int) -> bool:
         """Leave, and close the job to newcomers; False if the world has changed before that."""
@@ -392,8 +399,9 @@ def train(
 ) -> Result:  # fmt: skip
     """Do params -= lr * (mean of the workers' gradients), `steps` times, with whoever is there.
 
-    `params`: an array, or a mapping name -> array, float32 or float64; those of rank 0 are
-    everyone's at the start. `gradient(params, batch)` returns the same shapes and dtype.
+    `params`: an array, or a mapping name -> array (in any order), float32 or float64, of the same
+    names, shapes and dtype in all workers; those of rank 0 are everyone's at the start.
+    `gradient(params, batch)` returns what is like `params`.
     `batches(step, rank, world_size)` returns a rank's share of the global batch of that step (and
     again, if a round is done again). Ranks, in the order of names, count alike: cut equal shares,
     or scale gradients by len(share) * world_size / len(batch). The first round waits for
@@ -402,12 +410,16 @@ def train(
     `sync_every=H` averages after H steps of one's own (Stich 2019; McMahan et al. 2017);
     `compress=F` sends the largest fraction F and keeps the rest for the next round (Lin et al.
     2018; Karimireddy et al. 2019). Raises BadGradient, WorkerTimeout, TrainingError; TypeError
-    if `r` decodes responses.
+    if `r` decodes responses, ValueError for another argument.
     """
-    vector = flatten(params, params, f"worker {str(worker)!r}")
+    name, shapes = str(worker), {str(k): np.shape(v) for k, v in by_name(params).items()}
+    sound = sync_every >= 1 and (compress is None or 0 < compress <= 1) and "\n" not in name
+    if not sound or all(0 in shape for shape in shapes.values()):
+        raise ValueError(f"{sync_every=} (1 or more), {compress=} (0 to 1), {name=}, {shapes=}")
+    vector = flatten(params, params, f"worker {name!r}")
     kept = after_round = np.zeros_like(vector)  # by compress: now, and after the round under way
     step, generation, sent, received = -1, 0, 0, 0
-    with Lease(r, job, str(worker), world_size, lease_s, timeout_s) as lease:
+    with Lease(r, job, name, world_size, lease_s, timeout_s) as lease:
         while True:
             stay = lease.name
             generation, members = lease.world(after=generation)
@@ -415,7 +427,7 @@ def train(
             names = [f"worker {m[:-9]!r} (rank {i} of {n})" for i, m in enumerate(members)]
             link = AllReduce(
                 r, job, rank, n, timeout_s=timeout_s, generation=generation, names=names,
-                changed=functools.partial(lease.is_over, generation),
+                changed=functools.partial(lease.is_over, generation), layout=str(shapes),
             )  # fmt: skip
             try:
                 was = step if lease.name == stay else -1
@@ -442,10 +454,8 @@ def train(
                 link.furthest(step, vector)  # nobody leaves while another may need its state
                 if not lease.finish(generation):
                     raise WorldChanged
-                return Result(
-                    str(worker), unflatten(vector, params), step, lease.worlds,
-                    sent + link.bytes_sent, received + link.bytes_received,
-                )  # fmt: skip
+                total = (lease.worlds, sent + link.bytes_sent, received + link.bytes_received)
+                return Result(name, unflatten(vector, params), step, *total)
             except WorldChanged:
                 link.abandon()
                 sent, received = sent + link.bytes_sent, received + link.bytes_received
@@ -457,26 +467,32 @@ def largest(vector: Vector, fraction: float) -> Vector:
     return np.sort(np.argpartition(np.abs(vector), -k)[-k:])
 
 
+def by_name(arrays: Any) -> dict[Any, Any]:
+    """Return `arrays` in the order of their names, which is the same in all workers."""
+    named = arrays if isinstance(arrays, Mapping) else {"it": arrays}
+    return {name: named[name] for name in sorted(named, key=str)}
+
+
 def flatten(arrays: Any, like: Any, who: str) -> Vector:
     """Return the numbers of `arrays` as one vector; raise BadGradient if they are unlike `like`."""
-    if not isinstance(like, Mapping):
-        arrays, like = {"it": arrays}, {"it": like}
+    arrays, like = by_name(arrays), by_name(like)
     kind = np.asarray(next(iter(like.values()))).dtype
-    if not isinstance(arrays, Mapping) or arrays.keys() != like.keys():
+    if arrays.keys() != like.keys():
         raise BadGradient(f"{who}: the gradient lacks names or has others than {list(like)}")
     for name, array in arrays.items():
         if (np.shape(array), np.asarray(array).dtype) != (np.shape(like[name]), kind):
             found = f"{np.shape(array)} {np.asarray(array).dtype}"
             raise BadGradient(f"{who}: {name} is {found}, not {np.shape(like[name])} {kind}")
-    return finite(np.concatenate([np.ravel(arrays[name]) for name in like]), who)
+    return finite(np.concatenate([np.ravel(array) for array in arrays.values()]), who)
 
 
 def unflatten(vector: Vector, like: Any) -> Any:
-    """Return a copy of `vector` in the shapes and under the names of `like`."""
+    """Return a copy of `vector` in the shapes and under the names of `like`, in its order."""
     if not isinstance(like, Mapping):
         return vector.reshape(np.shape(like)).copy()
-    parts = np.split(vector, np.cumsum([np.size(array) for array in like.values()])[:-1])
-    return {k: part.reshape(np.shape(like[k])).copy() for k, part in zip(like, parts, strict=True)}
+    cuts = np.cumsum([np.size(array) for array in by_name(like).values()])[:-1]
+    parts = dict(zip(by_name(like), np.split(vector, cuts), strict=True))
+    return {name: parts[name].reshape(np.shape(like[name])).copy() for name in like}
 
 
 def finite(array: Vector, who: str) -> Vector:
@@ -498,8 +514,9 @@ def finite(array: Vector, who: str) -> Vector:
 def launch(url: str, target: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """Run target(url, rank, world_size, *args) in `world_size` new processes on this machine.
 
-    Returns their results in rank order; a killed process has none. `target` is a top-level
-    function of a module. Raises TrainingError if a target raised (with its text) or none lived.
+    Returns their results in rank order; a killed process has none, nor one that ends by
+    sys.exit(0). `target` is a top-level function of a module. Raises TrainingError if a target
+    raised (with its text; sys.exit("text") too) or none lived.
     On several machines: call the same function there, with the same URL, by any means.
     """
     context = mp.get_context("spawn")
@@ -527,8 +544,9 @@ def launch(url: str, target: Callable[..., Any], world_size: int, *args: Any) ->
 def _child(end: Connection, target: Callable[..., Any], url: str, rank: int, *args: Any) -> None:
     try:
         end.send((True, target(url, rank, *args)))
-    except Exception as error:
-        end.send((False, f"rank {rank} raised {type(error).__name__}: {error}"))
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, SystemExit) or error.code:
+            end.send((False, f"rank {rank} raised {type(error).__name__}: {error}"))
 
 
 # --8<-- [end:launch]
@@ -538,8 +556,7 @@ def _child(end: Connection, target: Callable[..., Any], url: str, rank: int, *ar
 # Four workers fit a line through 1,000 points, 60 a step, and end where one worker ends.
 def demo(r: redis.Redis) -> None:
     """Train with one worker, with four, and with four of which one leaves in mid-run."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1000, 8))
+    x = np.random.default_rng(0).normal(size=(1000, 8))
     y = x @ np.arange(8.0)
 
     def share(step: int, rank: int, world_size: int) -> Vector:
@@ -548,22 +565,21 @@ def demo(r: redis.Redis) -> None:
     def gradient(w: Vector, rows: Vector) -> Vector:
         return 2 * x[rows].T @ (x[rows] @ w - y[rows]) / len(rows)
 
-    def work(job: str, worker: int, world_size: int, last: int, options: Any) -> Result | None:
-        def leave(step: int, _: Any) -> None:
-            if worker == 3 and step == last:
-                raise InterruptedError
-
-        with contextlib.suppress(InterruptedError):
-            return train(
-                r, job, worker, np.zeros(8), gradient, share,
-                lr=0.1, steps=60, world_size=world_size, lease_s=1, on_round=leave, **options,
-            )  # fmt: skip
-        return None
-
     def run(job: str, world_size: int, last: int = 0, **options: Any) -> list[Result]:
+        def work(worker: int) -> list[Result]:
+            def leave(step: int, _: Any) -> None:
+                if worker == 3 and step == last:
+                    raise InterruptedError
+
+            with contextlib.suppress(InterruptedError):
+                return [train(
+                    r, job, worker, np.zeros(8), gradient, share,
+                    lr=0.1, steps=60, world_size=world_size, lease_s=1, on_round=leave, **options,
+                )]  # fmt: skip
+            return []
+
         with ThreadPoolExecutor(world_size) as pool:
-            runs = [pool.submit(work, job, i, world_size, last, options) for i in range(world_size)]
-            return [result for one in runs if (result := one.result())]
+            return [one for result in pool.map(work, range(world_size)) for one in result]
 
     alone = run("demo-1", 1)[0].params
     for title, results in {

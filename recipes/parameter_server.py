@@ -10,7 +10,8 @@ Keys: ps:{JOB}:versions stream (the newest version, its position and clocks), ps
     until then all have a TTL of `ttl_s`.
 Guarantees: a worker that has done c steps sees all live workers' first c - staleness gradients.
     Each gradient is applied once, also if the server process or a worker is killed at any point
-    and started again. A worker that lost its lease cannot add an old gradient.
+    and started again. A worker that lost its lease cannot add an old gradient. serve() ends when
+    nobody has a lease and one that is furthest ahead has left; if that one died, it waits for it.
 Cost: V bytes up and V down for a step of each worker, whatever their number; 5 round trips.
 Needs: Redis 6.2+ or Valkey 7.2+; pip install redis numpy xxhash
 Run: python recipes/parameter_server.py trains with a server, a fast worker and a slow one.
@@ -49,7 +50,7 @@ class WorkerTimeout(ServerError):
 
 
 class BadGradient(ServerError):
-    """A gradient with NaN, or of another shape or dtype; the message names the worker."""
+    """A gradient or parameters with NaN, or of another shape or dtype; names the worker."""
 
 
 # --8<-- [start:vectors]
@@ -113,8 +114,7 @@ UPDATE = """
 local verb, me, clock = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-local held = redis.call('ZSCORE', KEYS[1], me)
+local held = tonumber(redis.call('ZSCORE', KEYS[1], me) or 0) > now  -- who left has no entry
 local done = tonumber(redis.call('HGET', KEYS[2], me) or -1)
 if verb == 'leave' then
   redis.call('ZREM', KEYS[1], me)
@@ -129,7 +129,9 @@ end
 for i = 1, 3 do
   redis.call('PEXPIRE', KEYS[i], ARGV[5])
 end
-return {held and 1 or 0, done, redis.call('ZRANGE', KEYS[1], 0, 65535)}
+local after = string.format('(%.0f', now)
+local live = redis.call('ZRANGE', KEYS[1], after, '+inf', 'BYSCORE', 'LIMIT', 0, 65536)
+return {held and 1 or 0, done, live}
 """
 
 
@@ -140,6 +142,7 @@ class Version:
     number: int
     position: str  # the last entry of the stream of updates that is in them
     clocks: dict[str, int]  # worker -> how many of its steps are in them
+    layout: str  # dtype and shape
 
 
 def newest(r: Client, job: str) -> tuple[str, Version | None]:
@@ -177,14 +180,19 @@ def serve(
 ) -> Vector:
     """Do params -= lr * gradient for each that comes, until all workers have left; return params.
 
-    Start it again after a crash: it goes on where it was. Raises WorkerTimeout if nobody is
-    there, ServerError; TypeError, as all functions here, if `r` decodes responses.
+    Who died (its lease ended, and work() neither returned nor raised) is not waited for, unless
+    it was ahead of all who left. If it does not come again: WorkerTimeout, which names it; all
+    keys stay for `ttl_s`. Start serve() again after an error or a crash: it goes on where it was.
+    Raises WorkerTimeout also if nobody comes, BadGradient if the job has another shape or dtype,
+    ServerError; TypeError, as all functions here, if `r` decodes responses.
     """
     r, vector = _of_bytes(r), flatten(params, "serve()").copy()
-    _, version = newest(r, job)
+    layout, (_, version) = f"{vector.dtype} {np.shape(params)}", newest(r, job)
     if version is None:
-        version = Version(0, "0-0", {})
+        version = Version(0, "0-0", {}, layout)
         _publish(r, job, vector, version, ttl_s)
+    elif version.layout != layout:
+        raise BadGradient(f"serve() has {layout}, but job {job!r} trains {version.layout}")
     elif (stored := load(r, f"ps:{job}:params:{version.number}", vector)) is not None:
         vector = stored
     else:
@@ -203,19 +211,24 @@ def serve(
                     if gradient is None:
                         raise ServerError(f"{done[-1]} is gone: make ttl_s longer than a pause")
                     vector -= vector.dtype.type(lr) * gradient
-            version = Version(version.number + 1, entries[-1][0].decode(), clocks)
+            version = Version(version.number + 1, entries[-1][0].decode(), clocks, layout)
             _publish(r, job, vector, version, ttl_s)
             for name in (*done, f"ps:{job}:params:{version.number - 2}"):  # the last may be in use
                 delete(r, name, vector)
             deadline = time.monotonic() + timeout_s
             continue
         _, _, live = update(r, job, "look", "", 0, 1, ttl_s)
-        if version.clocks and not live:
+        # Who has left is in `leases` no more; who has died still is, with a time that is over.
+        names: Any = [] if live else r.zrange(f"ps:{{{job}}}:leases", 0, 65535)
+        dead = [name.decode() for name in names]
+        left = [clock for name, clock in version.clocks.items() if name not in dead]
+        if not live and left and max(left) == max(version.clocks.values()):
             if r.xrange(updates, min=f"({version.position}", count=1):
                 continue  # the last update came between the two looks
             break
         if time.monotonic() > deadline:
-            raise WorkerTimeout(f"{', '.join(live) or 'all workers'}: nothing for {timeout_s} s")
+            who = ", ".join(live or dead) or "all workers"
+            raise WorkerTimeout(f"{who}: nothing for {timeout_s} s; start it again, and serve()")
         wait_for_entry(r, updates, version.position, 0.2)
     for number in (version.number - 1, version.number):
         delete(r, f"ps:{job}:params:{number}", vector)
@@ -255,18 +268,22 @@ def work(
 ) -> Report:  # fmt: skip
     """From step 0 to `steps`: take the newest parameters, send gradient(params, batches(step)).
 
-    `params` gives shape and dtype. A worker started again under its name goes on at its step; a
-    newcomer starts where the slowest is. `lease_s` must outlast a step. Raises BadGradient,
-    WorkerTimeout (names who is behind), ServerError; TypeError if `r` decodes responses.
+    `params` gives shape and dtype, which are serve()'s. A worker started again under its name goes
+    on at its step; a newcomer starts where the slowest is. `lease_s` must outlast a step. Raises
+    BadGradient (names the worker), WorkerTimeout (names who is behind), ServerError; TypeError if
+    `r` decodes responses.
     """
     r = _of_bytes(r)  # here: at the end is a command that would fail again
     me, who, like = str(worker), f"worker {str(worker)!r}", flatten(params, f"worker {worker!r}")
+    layout = f"{like.dtype} {np.shape(params)}"
     clock, count, lead, deadline = -1, 0, 0, time.monotonic() + timeout_s
     try:
         while clock < steps:
             entry, version = newest(r, job)
             held, _, live = update(r, job, "renew", me, 0, lease_s, ttl_s)
             clocks = version.clocks if version else {}
+            if version is not None and version.layout != layout:
+                raise BadGradient(f"{who} has {layout}, but serve() has {version.layout}")
             if not held:  # new, or it slept: what it was about to send is too old
                 first = min((clocks.get(name, 0) for name in live), default=0)
                 _, clock, _ = update(r, job, "enter", me, first, lease_s, ttl_s)

@@ -79,7 +79,7 @@ NEEDS: dict[str, str] = {
     "model_params/load": "%R~params:NAME:* ~{params:NAME}:* +eval +get +hexists +hget +hscan +hstrlen +strlen +xrange +xread +xrevrange",  # noqa: E501
     "training_checkpoints": "~checkpoints:NAME:* ~{checkpoints:NAME}:* +del +eval +get +hget +hincrby +hset +llen +lpop +lpos +lrange +lrem +persist +pexpire +pttl +rpush +sadd +set +smembers +srem +sscan +strlen +unlink",  # noqa: E501
     "distributed_training": "~dt:{NAME:* ~dt:{NAME}:* +eval +exec +get +multi +pexpire +scan +set +time +unlink +xadd +xread +xrevrange +zadd +zrange +zrem +zremrangebyscore +zscore",  # noqa: E501
-    "parameter_server": "~ps:NAME:* ~ps:{NAME}:* +eval +exec +get +hget +hset +multi +pexpire +scan +set +time +unlink +xadd +xrange +xread +xrevrange +xtrim +zadd +zrange +zrem +zremrangebyscore +zscore",  # noqa: E501
+    "parameter_server": "~ps:NAME:* ~ps:{NAME}:* +eval +exec +get +hget +hset +multi +pexpire +scan +set +time +unlink +xadd +xrange +xread +xrevrange +xtrim +zadd +zrange +zrem +zscore",  # noqa: E501
     "distributed_prediction": "~predict:{NAME}:* +eval +exists +expire +hdel +hexists +hget +hincrby +hlen +hmget +hscan +hset +unlink +xack +xadd +xclaim +xdel +xgroup|create +xpending +xrange +xreadgroup",  # noqa: E501
     "distributed_prediction/work": "~predict:{NAME}:* +eval +exists +hget +hlen +hset +xack +xclaim +xdel +xpending +xreadgroup",  # noqa: E501
     "realtime_training": "~NAME ~NAME:* ~{NAME}:* +del +eval +evalsha +exec +get +hget +hgetall +hincrby +hmget +hset +multi +script|load +set +unlink +xadd +xlen +xrange +xread +xrevrange +xtrim",  # noqa: E501

@@ -457,9 +457,9 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "sums are added in rank order",
-            "for i, part in self._swap(0, [block[cut] for cut in cuts], flat):\n"
+            "for i, part in self._swap(0, [block[cut] for cut in cuts], array):\n"
             "                    np.add(shard if i else 0, part, out=shard)",
-            "for i, part in [*self._swap(0, [block[cut] for cut in cuts], flat)][::-1]:\n"
+            "for i, part in [*self._swap(0, [block[cut] for cut in cuts], array)][::-1]:\n"
             "                    np.add(shard if i < n - 1 else 0, part, out=shard)",
             "test_mean_is_numpys_and_equal_to_the_bit",
         ),
@@ -493,6 +493,12 @@ MUTANTS: dict[str, list[Mutant]] = {
             "if not np.isfinite([flat.min(initial=0), flat.max(initial=0)]).all():",
             "if False:",
             "test_nan_is_refused_before_it_is_sent",
+        ),
+        Mutant(
+            "other shapes are refused by name",
+            'f"{self.layout} {like.shape}".encode()',
+            'f"{self.layout}".encode()',
+            "test_vectors_that_differ_are_refused_by_name",
         ),
         Mutant(
             "timeouts name the missing",
@@ -546,9 +552,21 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "a dead worker holds nobody for longer than its lease",
-            "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))",
-            "",
+            "KEYS[1], after, '+inf', 'BYSCORE'",
+            "KEYS[1], 0, '+inf', 'BYSCORE'",
             "test_a_dead_worker_holds_nobody_for_longer_than_its_lease",
+        ),
+        Mutant(
+            "a dead worker that was ahead of all who left is waited for",
+            "if not live and left and max(left) == max(version.clocks.values()):",
+            "if not live and version.clocks:",
+            "test_the_only_worker_is_killed_and_comes_again",
+        ),
+        Mutant(
+            "parameters of another shape are refused by name",
+            "if version is not None and version.layout != layout:",
+            "if False:",
+            "test_params_of_another_shape_are_refused_by_name",
         ),
         Mutant(
             "nobody is ahead by more than the bound",

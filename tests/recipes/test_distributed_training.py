@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +139,12 @@ def test_timeout_names_the_silent_rank(r: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "word"), [(np.ones(5), "5 x <f8"), (np.ones(4, "f4"), "4 x <f4")]
+    ("other", "word"),
+    [
+        (np.ones(5), "5 x <f8"),
+        (np.ones(4, "f4"), "4 x <f4"),
+        (np.ones((2, 2)), r"4 x <f8, not the layout here: 4 x <f8, (4,)"),
+    ],
 )
 def test_vectors_that_differ_are_refused_by_name(
     r: redis.Redis, other: np.ndarray, word: str
@@ -163,12 +169,12 @@ def test_nan_is_refused_before_it_is_sent(r: redis.Redis, bad: float) -> None:
 
 def test_a_damaged_message_is_refused_by_name(r: redis.Redis) -> None:
     inbox = "dt:{damaged:0:0:0}"
-    head = dt.HEAD.pack(b"DTR1", 0, 0, 0, 1, 0, 1, 4, 12345)
+    head = dt.HEAD.pack(b"DTR2", 0, 0, 0, 1, 0, 1, 4, 0, 12345)
     entries = {
         "rank 1 of 2 is damaged": {"head": head},
         "no worker wrote": {"head": b"DTR9" + head[4:]},
         "no worker wrote: b''": {"other": b""},
-        "no worker wrote: b'DTR1": {"head": head[:20]},
+        "no worker wrote: b'DTR2": {"head": head[:20]},
     }
     for message, entry in entries.items():
         r.set(f"{inbox}:0:1", np.ones(2).tobytes())
@@ -197,7 +203,7 @@ def test_one_flipped_bit_is_noticed(r: redis.Redis) -> None:
 
 
 def test_a_part_deleted_by_who_saw_a_new_world_means_a_new_world(r: redis.Redis) -> None:
-    head = dt.HEAD.pack(b"DTR1", 7, 0, 0, 1, 0, 1, 4, 0)
+    head = dt.HEAD.pack(b"DTR2", 7, 0, 0, 1, 0, 1, 4, 0, 0)
     r.xadd("dt:{gone:7:0:0}", {"head": head})
     with pytest.raises(dt.WorldChanged):
         AllReduce(r, "gone", 0, 2, generation=7, timeout_s=2).mean(np.ones(4))
@@ -223,7 +229,7 @@ def test_a_message_of_an_old_generation_is_not_read(
 def test_hostile_bytes_never_become_a_mean(r: redis.Redis, head: bytes, data: bytes) -> None:
     inbox = "dt:{hostile:0:0:0}"
     r.set(f"{inbox}:0:1", data)
-    r.xadd(inbox, {"head": b"DTR1" + head[: dt.HEAD.size - 4].ljust(dt.HEAD.size - 4)})
+    r.xadd(inbox, {"head": b"DTR2" + head[: dt.HEAD.size - 4].ljust(dt.HEAD.size - 4)})
     with pytest.raises(TrainingError):
         AllReduce(r, "hostile", 0, 2, timeout_s=0.02).mean(np.ones(4))
     assert not r.exists(inbox)
@@ -342,9 +348,108 @@ def test_a_bad_gradient_is_refused_with_the_workers_name(
 
 
 def test_missing_workers_are_counted(r: redis.Redis) -> None:
-    with pytest.raises(WorkerTimeout, match="1 of 2 workers"):
-        learn(r, "few", 0, world_size=2, timeout_s=0.4)
+    with pytest.raises(WorkerTimeout, match=r"1 of 2 workers came in 0\.4 s: \['node-7'\]"):
+        learn(r, "few", "node-7", world_size=2, timeout_s=0.4)
     assert keys_of(r) == []
+
+
+@pytest.mark.parametrize(
+    ("worker", "options", "word"),
+    [
+        ("w", {"sync_every": 0}, "sync_every=0"),
+        ("w", {"compress": 0}, "compress=0"),
+        ("w", {"compress": -1}, "compress=-1"),
+        ("w", {"compress": 2.0}, "compress=2.0"),
+        ("two\nlines", {}, "two"),
+        ("w", {"params": {}}, "shapes={}"),
+        ("w", {"params": np.zeros(0)}, r"shapes=.*\(0,\)"),
+    ],
+)
+def test_options_that_cannot_train_are_refused(
+    r: redis.Redis, worker: str, options: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        learn(r, "options", worker, **options)
+    assert keys_of(r) == []
+
+
+@pytest.mark.parametrize("compress", [None, 0.5])
+def test_the_order_of_names_does_not_matter(r: redis.Redis, compress: float | None) -> None:
+    orders = [("a", "b", "c"), ("c", "b", "a")]
+
+    def work(rank: int) -> dt.Result:
+        def constant(params: Any, batch: Any) -> dict[str, np.ndarray]:
+            grads = {"a": np.full((2, 3), 1.0), "b": np.full((3, 2), 100.0), "c": np.full(2, 9.0)}
+            return {name: grads[name] for name in reversed(orders[rank])}
+
+        shapes = {"a": (2, 3), "b": (3, 2), "c": (2,)}
+        params = {name: np.zeros(shapes[name]) for name in orders[rank]}
+        every = {"lr": 1, "steps": 2, "world_size": 2, "timeout_s": 15, "compress": compress}
+        return dt.train(r, "order", f"node-{rank}", params, constant, share, **every)
+
+    for result, order in zip(together(2, work), orders, strict=True):
+        assert tuple(result.params) == order
+        assert {name: array.shape for name, array in result.params.items()} == {
+            "a": (2, 3), "b": (3, 2), "c": (2,)
+        }  # fmt: skip
+        if compress is None:
+            assert {k: set(v.flat) for k, v in result.params.items()} == {
+                "a": {-2.0}, "b": {-200.0}, "c": {-18.0}
+            }  # fmt: skip
+        else:  # the largest half of 14 numbers is in b, but for one
+            assert set(result.params["b"].flat) == {-200.0}
+
+
+def zeros_like_params(params: Any, batch: Any) -> Any:
+    return {k: v * 0 for k, v in params.items()} if isinstance(params, dict) else params * 0
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (np.zeros((3, 2)), "6 x <f8"),
+        (np.zeros(7), "7 x <f8"),
+        (np.zeros((2, 3), "f4"), "6 x <f4"),
+        ({"w": np.zeros((2, 3))}, "6 x <f8"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"sync_every": 2}, {"compress": 0.5}])
+def test_params_of_another_layout_are_refused_by_name(
+    r: redis.Redis, other: Any, word: str, options: dict[str, Any]
+) -> None:
+    params = [np.zeros((2, 3)), other]
+    every = {"lr": 1, "steps": 4, "world_size": 2, "timeout_s": 15} | options
+    errors = together(
+        2,
+        lambda i: dt.train(
+            r, "layout", f"node-{i}", params[i], zeros_like_params, share, **every
+        ),
+    )  # fmt: skip
+    for error, name in zip(
+        errors, ("'node-1' (rank 1 of 2)", "'node-0' (rank 0 of 2)"), strict=True
+    ):
+        assert isinstance(error, BadGradient) and name in str(error), error
+    assert word in str(errors[0]) and "'it': (2, 3)" in str(errors[0])
+
+
+def test_a_newcomer_of_another_layout_is_refused_by_name(r: redis.Redis) -> None:
+    there = threading.Event()
+
+    def work(rank: int) -> dt.Result:
+        if rank == 1:
+            there.wait(20)
+
+        def note(step: int, params: Any) -> None:
+            there.set()
+            threading.Event().wait(0.01)
+
+        params = np.zeros((2, 3) if rank == 0 else (3, 2))
+        every = {"lr": 1, "steps": 1000, "timeout_s": 15, "on_round": note}
+        return dt.train(r, "new", f"node-{rank}", params, zeros_like_params, share, **every)
+
+    first, newcomer = together(2, work)
+    assert isinstance(first, BadGradient) and "worker 'node-1'" in str(first), first
+    assert isinstance(newcomer, BadGradient) and "worker 'node-0'" in str(newcomer), newcomer
 
 
 def test_a_stuck_worker_is_named(r: redis.Redis) -> None:
@@ -652,7 +757,16 @@ def dies(url: str, rank: int, world_size: int, survivors: int) -> int:
     return rank
 
 
+def leaves(url: str, rank: int, world_size: int, code: Any) -> int:
+    if rank == 1:
+        sys.exit(code)
+    return rank
+
+
 def test_launch_says_who_failed_and_lives_through_kills() -> None:
+    with pytest.raises(TrainingError, match="rank 1 raised SystemExit: config missing"):
+        dt.launch("", leaves, 2, "config missing")
+    assert dt.launch("", leaves, 2, 0) == [0]
     with pytest.raises(TrainingError, match="rank 1 raised ValueError: no such file"):
         dt.launch("", fails, 2)
     assert dt.launch("", dies, 3, 1) == [0]

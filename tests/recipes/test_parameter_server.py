@@ -26,6 +26,7 @@ from tests import servers
 
 ROOT = Path(__file__).parent.parent.parent
 START = np.zeros(3)
+LAYOUT = "float64 (3,)"
 QUICK = {"timeout_s": 15, "ttl_s": 60}
 
 
@@ -153,6 +154,83 @@ def test_a_dead_worker_holds_nobody_for_longer_than_its_lease(r: redis.Redis) ->
     assert keys_of(r) == []
 
 
+def killed(r: Any, job: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker a does `steps` steps, and ends as by kill -9: it does not leave."""
+    plain = ps.update
+
+    def gradient(params: np.ndarray, batch: int) -> np.ndarray:
+        if batch == steps:
+            raise InterruptedError
+        return np.ones(3)
+
+    def update(r: Any, job: str, verb: str, *rest: Any) -> Any:
+        return None if verb == "leave" else plain(r, job, verb, *rest)
+
+    ps._publish(r, job, START, ps.Version(0, "0-0", {}, LAYOUT), 60)  # so does serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(ps, "update", update)
+        with pytest.raises(InterruptedError):
+            work(r, job, "a", START, gradient, int, steps=10, lease_s=0.3, **QUICK)
+
+
+def test_the_only_worker_is_killed_and_comes_again(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(r, "only", 2, monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(serve, r, "only", START, lr=-1, **QUICK)
+        servers.wait_until(
+            lambda: not ps.update(r, "only", "look", "", 0, 1, 60)[2], what="its lease is over"
+        )
+        with pytest.raises(TimeoutError):
+            server.result(timeout=0.5)  # serve() waits for it
+        report = work(r, "only", "a", START, ones, int, steps=10, **QUICK)
+        assert server.result().tolist() == [10.0] * 3 and report.steps == 8
+    assert keys_of(r) == []
+
+
+def test_who_was_killed_and_does_not_come_again_is_named(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(r, "named", 2, monkeypatch)
+    with pytest.raises(WorkerTimeout, match=r"^a: nothing for 0\.6 s"):
+        serve(r, "named", START, lr=-1, timeout_s=0.6, ttl_s=60)
+    with ThreadPoolExecutor(1) as pool:  # nothing is lost
+        server = pool.submit(serve, r, "named", START, lr=-1, **QUICK)
+        work(r, "named", "a", START, ones, int, steps=10, **QUICK)
+        assert server.result().tolist() == [10.0] * 3
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_left_ends_the_job_unless_a_dead_worker_was_ahead(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    killed(r, "early", 2, monkeypatch)
+    start = 1 if ahead else 2  # where b raised an error, or had done its steps
+    ps.update(r, "early", "enter", "b", start, 60, 60)
+    ps.update(r, "early", "leave", "b", 0, 60, 60)
+    if ahead:
+        with pytest.raises(WorkerTimeout, match=r"^a: nothing for 0\.6 s"):
+            serve(r, "early", START, lr=-1, timeout_s=0.6, ttl_s=60)
+    else:
+        assert serve(r, "early", START, lr=-1, **QUICK).tolist() == [2.0] * 3
+
+
+def test_params_of_another_shape_are_refused_by_name(r: redis.Redis) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(serve, r, "shape", np.zeros((2, 3)), lr=-1, **QUICK)
+        servers.wait_until(lambda: ps.newest(r, "shape")[1] is not None, what="a version")
+        for other in (np.zeros((3, 2)), np.zeros(5), np.zeros((2, 3), "f4")):
+            with pytest.raises(BadGradient) as caught:
+                work(r, "shape", "b", other, lambda p, b: p * 0 + 1, int, steps=2, **QUICK)
+            mine = f"worker 'b' has {other.dtype} {other.shape}"
+            assert str(caught.value) == f"{mine}, but serve() has float64 (2, 3)"
+            with pytest.raises(BadGradient, match=r"job 'shape' trains float64 \(2, 3\)"):
+                serve(r, "shape", other, lr=-1, **QUICK)
+        work(r, "shape", "a", np.zeros((2, 3)), lambda p, b: p * 0 + 1, int, steps=2, **QUICK)
+        assert server.result().tolist() == [[2.0] * 3] * 2
+
+
 def test_who_lost_its_lease_cannot_add_an_old_gradient(r: redis.Redis) -> None:
     held, done, _ = ps.update(r, "late", "enter", "w", 0, 60, 60)
     assert (held, done) == (False, 0)
@@ -191,9 +269,9 @@ def test_timeouts_say_who_is_missing(r: redis.Redis) -> None:
         serve(r, "nobody", START, lr=1, timeout_s=0.3, ttl_s=5)
     with pytest.raises(WorkerTimeout, match=r"serve\(\) did nothing"):
         work(r, "noserver", "w", START, ones, int, steps=1, timeout_s=0.3, ttl_s=5)
-    ps._publish(r, "stuck", START, ps.Version(0, "0-0", {}), 60)
+    ps._publish(r, "stuck", START, ps.Version(0, "0-0", {}, LAYOUT), 60)
     ps.update(r, "stuck", "enter", "b", 0, 60, 60)
-    ps._publish(r, "stuck", START, ps.Version(1, "0-0", {"a": 5, "b": 0}), 60)
+    ps._publish(r, "stuck", START, ps.Version(1, "0-0", {"a": 5, "b": 0}, LAYOUT), 60)
     r.hset("ps:{stuck}:clocks", "a", 5)
     with pytest.raises(WorkerTimeout, match="worker 'a': b did nothing"):
         work(r, "stuck", "a", START, ones, int, steps=9, staleness=2, timeout_s=0.3, ttl_s=5)
@@ -215,7 +293,7 @@ def test_all_keys_have_a_ttl(r: redis.Redis) -> None:
 
 
 def test_what_has_expired_is_said(r: redis.Redis) -> None:
-    ps._publish(r, "gone", START, ps.Version(0, "0-0", {}), 60)
+    ps._publish(r, "gone", START, ps.Version(0, "0-0", {}, LAYOUT), 60)
     ps.delete(r, "ps:gone:params:0", START)
     with pytest.raises(ServerError, match="use another name"):
         serve(r, "gone", START, lr=1, **QUICK)
@@ -237,7 +315,7 @@ def test_a_version_that_is_cut_off_does_not_stay(
 
     monkeypatch.setattr(redis.client.Pipeline, "_execute_pipeline", cut)
     with contextlib.suppress(redis.ConnectionError):
-        ps._publish(r, "cut", START, ps.Version(0, "0-0", {}), 60)
+        ps._publish(r, "cut", START, ps.Version(0, "0-0", {}, LAYOUT), 60)
     assert keys_of(r) and -1 not in [r.pttl(key) for key in keys_of(r)]
 
 
