@@ -149,9 +149,8 @@ class _Link:
         super().send_command(*args, **options)  # type: ignore[misc]
 
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
-        commands = list(commands)
-        self.waits_s = sum(map(_waits_s, commands))
-        return super().pack_commands(commands)  # type: ignore[misc]
+        self.waits_s = sum(map(_waits_s, known := list(commands)))
+        return super().pack_commands(known)  # type: ignore[misc]
 
     def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
         waits_s = self.waits_s
@@ -494,7 +493,8 @@ port {port}
 appendonly yes
 # A replica that was away for a moment catches up from this, without a full copy.
 repl-backlog-size 64mb
-# With fewer replicas in touch writes are refused: that bounds what a failover loses, no more.
+# With fewer replicas in touch (see min-replicas-max-lag: 10 s) writes are refused. That bounds
+# what a failover loses. For a single write, confirmed() waits until replicas have it.
 min-replicas-to-write {min_replicas}
 requirepass {password}
 masterauth {password}
@@ -512,8 +512,9 @@ port {port}
 sentinel resolve-hostnames yes
 # {quorum} must find the primary dead; a majority of all Sentinels must elect who replaces it.
 sentinel monitor {service} {primary} {quorum}
-# Shorter: faster, more false alarms. A vote that nobody won is repeated after 20 s, not 6 minutes.
+# Shorter: faster, and more false alarms (a slow disk, a fork, a long script).
 sentinel down-after-milliseconds {service} {timeout_ms}
+# A vote that nobody won is repeated after twice this time (by default that is 6 minutes).
 sentinel failover-timeout {service} 10000
 sentinel auth-pass {service} {password}
 sentinel sentinel-pass {password}

@@ -87,9 +87,9 @@ NEEDS: dict[str, str] = {
     "realtime_training/predict": "%R~{NAME}:* +exec +hget +hgetall +hmget +multi",
     "realtime_prediction": "~NAME:* +eval +get +getrange +mget +scan +set +unlink",
     "realtime_prediction/get": "%R~NAME:* +mget",
-    "realtime_recommendation": "~{NAME}:* +eval +evalsha +expire +hdel +hget +hincrby +sadd +scan +srem +time +unlink +zadd +zcard +zmscore +zpopmin +zremrangebyrank +zrevrange +zscore",  # noqa: E501
+    "realtime_recommendation": "~{NAME}:* +eval +evalsha +expire +hdel +hexists +hget +hincrby +sadd +scan +smembers +srem +time +unlink +zadd +zcard +zmscore +zpopmin +zremrangebyrank +zrevrange +zscore",  # noqa: E501
     "realtime_recommendation/recommend": "~{NAME}:* +eval +evalsha +hget +time +zmscore +zrevrange +zscore",  # noqa: E501
-    "realtime_recommendation/explore": "~{NAME}:offered:* ~{NAME}:shown +eval +evalsha +expire +hincrby +sadd",  # noqa: E501
+    "realtime_recommendation/explore": "~{NAME}:offered:* ~{NAME}:shown +eval +evalsha +expire +hexists +hincrby +sadd +smembers +srem",  # noqa: E501
     "realtime_language_model": "~{NAME}:* +del +eval +exec +exists +expire +get +hdel +hget +hgetall +hincrby +hmget +hset +hsetnx +multi +scan +set +unlink +xadd +xrange +xread +zadd +zcard +zcount +zmscore +zrangebyscore +zrem +zrevrange",  # noqa: E501
     "realtime_language_model/predict": "%R~{NAME}:* %W~{NAME}:cancel ~{NAME}:tokens +exec +exists +expire +hgetall +hmget +multi +set +xadd +xrange +xread +zcard +zcount +zmscore +zrevrange",  # noqa: E501
     "persistence": "~NAME:* +acl|getuser +bgsave +config|get +config|rewrite +config|set +info +memory|usage +replconf +scan +set +strlen +sync +ttl +unlink +waitaof",  # noqa: E501
