@@ -144,7 +144,7 @@ class Benchmark:
         from benchmarks import overview
 
         FOLDER.mkdir(parents=True, exist_ok=True)
-        repeat = f"To repeat it: `python -m benchmarks.bench_{self.name}`.\n"
+        repeat = f"To repeat it: `make bench RECIPE={self.name}`.\n"
         (FOLDER / f"{self.name}.md").write_text("\n".join([*self._parts, repeat]))
         overview.main()
 
