@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,13 +73,18 @@ class Topology:
         for replica in self.replicas:
             replica.wake()
 
-    def recover(self) -> None:
-        """Wait for the new primary; on Cluster the old one then is the replica that it needs."""
+    def recover(self, unconfirmed: list[Future[None]]) -> None:
+        """Wait for the new primary; on Cluster the old one then is the replica that it needs.
+
+        Until that hears of its successor it acknowledges what it will lose. So work that confirms
+        nothing has to end before.
+        """
         servers.wait_until(
             lambda: any(s.client().info("replication")["role"] == "master" for s in self.replicas),
             timeout_s=DEADLINE_S,
             what="a replica is promoted",
         )
+        wait(unconfirmed, DEADLINE_S)
         if self.kind == "cluster":
             self.primary.wake()
 
@@ -397,7 +402,7 @@ def ride(topology: Topology) -> Ride:
         topology.fail()
         for pace in paces.values():
             pace.has_failed.set()
-        topology.recover()
+        topology.recover([own.work[name] for name in ("writes", "saves_in_two", "submits")])
     return own
 
 
