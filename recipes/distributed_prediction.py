@@ -55,11 +55,14 @@ class BatchesLost(Exception):
 # --8<-- [start:pack]
 # What comes from Redis is input: a pickle would run the code of whoever wrote it. Safetensors are
 # names, dtypes, shapes and plain bytes; the reader checks them all before it allocates.
-DTYPES = {f"{k}{8 * n}": f"<{k.lower()}{n}" for k in "FIU" for n in (1, 2, 4, 8)} | {
+# --8<-- [start:shared-safetensors]
+# Safetensors has its own names of dtypes, and its reader for numpy lacks some of the small floats.
+SAFETENSORS = {f"{k}{8 * n}": f"<{k.lower()}{n}" for k in "FIU" for n in (1, 2, 4, 8)} | {
     "BOOL": "|b1", "C64": "<c8", "BF16": "bfloat16", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
+# --8<-- [end:shared-safetensors]
 
 
 def pack(arrays: Batch) -> bytes:
@@ -87,7 +90,7 @@ def unpack(blob: bytes) -> dict[str, Array]:
         arrays: dict[str, Array] = {}
         read: Any = deserialize  # safetensors.numpy.load() cannot read bfloat16
         for name, tensor in read(blob[8:]):
-            dtype = DTYPES[tensor["dtype"]]
+            dtype = SAFETENSORS[tensor["dtype"]]
             if dtype[0] not in "<|":
                 import ml_dtypes  # noqa: F401 (tells numpy what bfloat16 is)
             arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])

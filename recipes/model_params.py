@@ -475,11 +475,14 @@ def to_safetensors(params: Mapping[str, ArrayLike], path: str | Path) -> None:
     save_file({name: np.asarray(value, order="C") for name, value in params.items()}, path)
 
 
+# --8<-- [start:shared-safetensors]
+# Safetensors has its own names of dtypes, and its reader for numpy lacks some of the small floats.
 SAFETENSORS = {f"{k}{8 * n}": f"<{k.lower()}{n}" for k in "FIU" for n in (1, 2, 4, 8)} | {
     "BOOL": "|b1", "C64": "<c8", "BF16": "bfloat16", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
+# --8<-- [end:shared-safetensors]
 
 
 def from_safetensors(path: str | Path) -> dict[str, NDArray[Any]]:
