@@ -44,8 +44,21 @@ def test_good(): assert add(2, 3) == 5
 def test_bad(): assert add(2, 2) == 4
 def test_broken(): assert False
 def test_skipped(): pytest.skip()
+def test_alarm(): assert add(2, 3) == 5
+def test_alarm_always(): assert add(2, 3) == 5
 """
-CONFTEST = "def pytest_addoption(parser): parser.addoption('--servers')"
+CONFTEST = """
+from pathlib import Path
+
+def pytest_addoption(parser):
+    parser.addoption("--servers")
+
+def pytest_runtest_makereport(item):
+    if "alarm" in item.name and "a * b" in Path("recipes/add.py").read_text():
+        if "always" in item.name or not Path("broke").exists():
+            Path("broke").touch()
+            raise TypeError("pytest breaks")
+"""
 
 
 @pytest.fixture
@@ -70,6 +83,7 @@ def test_only_a_test_that_fails_by_the_mutant_is_a_catch(
         Mutant("gone", "a - b", "a * b", "test_good"),
         Mutant("often", "a", "b", "test_good"),
         Mutant("no program", "a + b", "a +", "test_good"),
+        Mutant("pytest breaks", "a + b", "a * b", "test_alarm_always"),
     ]
     monkeypatch.setattr(mutants, "MUTANTS", {"add": [good]})
     assert mutants.main(["add"]) == 0
@@ -77,7 +91,10 @@ def test_only_a_test_that_fails_by_the_mutant_is_a_catch(
     monkeypatch.setattr(mutants, "MUTANTS", {"add": listed})
     assert mutants.main([]) == 1
     _, problems = capsys.readouterr().out.split("Problems:")
-    for problem in ("survives: passed", "gone: stands", "often: stands", "no program: pytest"):
+    for problem in (
+        "survives: passed", "gone: stands", "often: stands", "no program: pytest ended with",
+        "pytest breaks: pytest ended with 3",
+    ):  # fmt: skip
         assert problem in problems
     assert "caught" not in problems
     assert (house / "recipes/add.py").read_text() == ADD
@@ -93,3 +110,12 @@ def test_a_test_that_does_not_pass_without_a_mutant_tells_nothing(
     monkeypatch.setattr(mutants, "MUTANTS", {"add": [Mutant("it adds", "a + b", "a * b", tests)]})
     rows, problems = mutants.attack(house, "add")
     assert rows == [] and problems[0].startswith(f"add as it is, on fake: {problem}")
+
+
+def test_if_pytest_itself_breaks_it_runs_once_more(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant = Mutant("it adds", "a + b", "a * b", "test_alarm")
+    monkeypatch.setattr(mutants, "MUTANTS", {"add": [mutant]})
+    assert mutants.attack(house, "add") == (["| add | it adds | `test_alarm` |"], [])
+    assert (house / "broke").exists()

@@ -453,7 +453,7 @@ def test_a_failing_batch_is_tried_so_often_then_dead_and_blocks_no_other(r: redi
 
     submit(r, "j", some(30))
     begin = time.monotonic()
-    stats = work(r, "j", predict, consumer="a", max_deliveries=4)
+    stats = work(r, "j", predict, consumer="a", max_deliveries=4, max_batches=100)
     assert time.monotonic() - begin < 5  # not after a lease of 30 s
     assert stats == Stats(done=28, failed=8)
     assert sorted(tries) == [3] * 4 + [11] * 4
