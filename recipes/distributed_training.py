@@ -254,11 +254,11 @@ class AllReduce:
 # --8<-- [start:membership]
 # Workers that judge by their own clocks who is dead will disagree, and average over different
 # worlds. So one script decides, by leases and the server's clock: whenever the live leases differ
-# from the last world, there is a new world, with a higher generation.
+# from the last world, there is a new world, with a higher generation. A lease that has ended counts
+# until another worker's call removes it: if the server or all workers stop, the first goes on.
 WORLD = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1] or {'0-0', {'', ''}}
 local generation, world = tonumber(string.match(last[1], '^%d+')), last[2][2]
 local verb, me, alive = ARGV[1], ARGV[2], redis.call('ZSCORE', KEYS[2], ARGV[2])
@@ -273,6 +273,7 @@ if verb == 'leave' or (verb == 'finish' and done == ARGV[6]) then
 elseif alive or (verb == 'enter' and not done) then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3] * 1000), me)
 end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
 local live = redis.call('ZRANGE', KEYS[2], 0, 65535)
 table.sort(live)
 local enough = #live >= tonumber(ARGV[4])

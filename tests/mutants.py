@@ -472,6 +472,12 @@ MUTANTS: dict[str, list[Mutant]] = {
             "test_one_script_makes_one_world_of_the_live",
         ),
         Mutant(
+            "a server that stops ends no job: who calls first keeps its lease",
+            "local last = redis.call(",
+            "redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)\nlocal last = redis.call(",
+            "test_a_lease_that_ended_counts_until_another_worker_calls",
+        ),
+        Mutant(
             "who was thought dead comes back as a newcomer",
             "was = step if lease.name == stay else -1",
             "was = step",

@@ -648,6 +648,37 @@ def test_one_script_makes_one_world_of_the_live(r: redis.Redis) -> None:
     assert again[0] > generation and again[1][:2] == names[:2] and again[1][2] != names[2]
 
 
+def test_a_lease_that_ended_counts_until_another_worker_calls(r: redis.Redis) -> None:
+    first, second = (dt.Lease(r, "ended", worker, 2, 5, 5) for worker in "01")
+    first.name, second.name = "0#00000000", "1#11111111"
+    ended = 1  # a microsecond after the epoch
+    r.zadd("dt:{ended}:leases", {first.name: ended, second.name: ended})
+    r.xadd("dt:{ended}:world", {"world": f"{first.name}\n{second.name}"}, id="7-0")
+    generation, members, live, alive = second._call("renew")
+    assert (members, live, alive) == ([second.name], 1, True) and generation > 7
+    assert first._call("renew") == (generation, [second.name], 1, False)
+
+
+@pytest.mark.real_redis
+def test_a_server_that_stops_for_longer_than_all_leases_ends_no_job(
+    server_kind: str,
+) -> None:
+    def work(rank: int) -> dt.Result:
+        def stop(step: int, _: Any) -> None:
+            if rank == 0 and step == 20:
+                server.freeze()
+                threading.Event().wait(3 * lease_s)
+                server.wake()
+
+        with server.client() as r:
+            options = {"world_size": 3, "lease_s": lease_s, "on_round": stop}
+            return learn(r, "stop", rank, **options)
+
+    lease_s = 0.4
+    with servers.lone(server_kind) as server:
+        assert_one_result(together(3, work))
+
+
 def test_while_a_job_runs_all_its_keys_have_a_ttl(r: redis.Redis) -> None:
     seen: dict[bytes, int] = {}
 
