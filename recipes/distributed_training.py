@@ -575,7 +575,7 @@ def demo(r: redis.Redis) -> None:
             with contextlib.suppress(InterruptedError):
                 return [train(
                     r, job, worker, np.zeros(8), gradient, share,
-                    lr=0.1, steps=60, world_size=world_size, lease_s=1, on_round=leave, **options,
+                    lr=0.1, steps=60, world_size=world_size, on_round=leave, **options,
                 )]  # fmt: skip
             return []
 
