@@ -676,7 +676,10 @@ def test_a_server_that_stops_for_longer_than_all_leases_ends_no_job(
 
     lease_s = 0.4
     with servers.lone(server_kind) as server:
-        assert_one_result(together(3, work))
+        results = together(3, work)
+    late = [str(result) for result in results if isinstance(result, TrainingError)]
+    assert len(late) < 3 and all("slept" in text for text in late)  # the first may end alone
+    assert_one_result([result for result in results if not isinstance(result, TrainingError)])
 
 
 def test_while_a_job_runs_all_its_keys_have_a_ttl(r: redis.Redis) -> None:
