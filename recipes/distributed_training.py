@@ -43,6 +43,7 @@ from xxhash import xxh3_64_intdigest
 Client = redis.Redis | redis.cluster.RedisCluster
 Vector = np.ndarray[Any, np.dtype[Any]]
 ROUND_BYTES = 4 << 20  # what an inbox may hold; longer vectors take several rounds
+NEW = 1 << 40  # steps that a newcomer is behind all others: more than a job has
 DTYPES = ("<f4", "<f8", "|u1")
 # magic, generation, round, phase, from, to, dtype, size, layout, checksum
 HEAD = struct.Struct("<4sQQHHHHQQQ")
@@ -127,19 +128,19 @@ class AllReduce:
                 pieces.append([got for _, got in self._swap(0, [part] * self.world_size, like)])
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True) if parts[0].size]
 
-    def furthest(self, step: int, vector: Vector) -> tuple[int, Vector]:
+    def furthest(self, step: int, vector: Vector, new: bool = False) -> tuple[int, Vector]:
         """Return step and vector of the rank that is ahead of the others (of equals, the first).
 
-        Ranks at one step hold the same vector. A newcomer says -1; if all are new, the first
-        one's vector is everyone's, at step 0. Raises BadGradient if a vector is of another layout.
+        Ranks at one step hold the same vector, but for `new` ones: newcomers, and who comes back.
+        They are behind all others. Raises BadGradient if a vector is of another layout.
         """
-        said = self.gather(np.array([step], "d").view(vector.dtype), range(self.world_size), vector)
-        steps = [int(one.view("d")[0]) for one in said]
-        best = max(steps)
-        if min(steps) < best or best < 0:
-            ahead = self.gather(vector, [steps.index(best)], vector)[0]
-            vector = ahead if step < best or best < 0 else vector
-        return max(best, 0), vector
+        mine = np.array([step - NEW * new], "d").view(vector.dtype)
+        said = self.gather(mine, range(self.world_size), vector)
+        places = [int(one.view("d")[0]) for one in said]
+        best = max(places)
+        if min(places) < best or best < 0:
+            vector = self.gather(vector, [places.index(best)], vector)[0]
+        return best % NEW, vector
 
     def sparse_mean(self, values: Vector, places: Vector, size: int) -> Vector:
         """Return the mean of vectors of `size` that are 0 but for `values` at sorted `places`."""
@@ -419,10 +420,9 @@ def train(
         raise ValueError(f"{sync_every=} (1 or more), {compress=} (0 to 1), {name=}, {shapes=}")
     vector = flatten(params, params, f"worker {name!r}")
     kept = after_round = np.zeros_like(vector)  # by compress: now, and after the round under way
-    step, generation, sent, received = -1, 0, 0, 0
+    step, generation, sent, received, stay = 0, 0, 0, 0, ""
     with Lease(r, job, name, world_size, lease_s, timeout_s) as lease:
         while True:
-            stay = lease.name
             generation, members = lease.world(after=generation)
             rank, n = members.index(lease.name), len(members)
             names = [f"worker {m[:-9]!r} (rank {i} of {n})" for i, m in enumerate(members)]
@@ -431,10 +431,11 @@ def train(
                 changed=functools.partial(lease.is_over, generation), layout=str(shapes),
             )  # fmt: skip
             try:
-                was = step if lease.name == stay else -1
-                step, vector = link.furthest(was, vector)
-                if step != was:  # was it new, or have the others counted what it has sent?
-                    kept = np.zeros_like(vector) if was < 0 else after_round
+                was, new = step, lease.name != stay
+                step, vector = link.furthest(step, vector, new)
+                if new or step != was:  # else the others have not counted what it has sent
+                    kept = np.zeros_like(vector) if new else after_round
+                stay = lease.name  # from here on it holds a state that the others know
                 while step < steps:
                     if link.changed():
                         raise WorldChanged

@@ -479,9 +479,16 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "who was thought dead comes back as a newcomer",
-            "was = step if lease.name == stay else -1",
-            "was = step",
+            "was, new = step, lease.name != stay",
+            "was, new = step, not stay",
             "test_who_was_thought_dead_does_not_bring_its_state_back",
+        ),
+        Mutant(
+            "two who were thought dead agree, if nobody else is left",
+            "            generation, members = lease.world(after=generation)",
+            "            stay = lease.name\n"
+            "            generation, members = lease.world(after=generation)",
+            "test_two_who_were_thought_dead_agree_if_nobody_else_is_left",
         ),
         Mutant(
             "nobody leaves while another needs its state",
@@ -491,8 +498,8 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "each generation starts from the worker that is furthest ahead",
-            "best = max(steps)",
-            "best = steps[0]",
+            "best = max(places)",
+            "best = places[0]",
             "test_who_was_interrupted_takes_the_state_of_who_was_not"
             " test_a_newcomer_joins_in_mid_run",
         ),

@@ -540,12 +540,18 @@ def test_a_newcomer_joins_in_mid_run(r: redis.Redis) -> None:
 
 def test_who_was_interrupted_takes_the_state_of_who_was_not(r: redis.Redis) -> None:
     links = [AllReduce(r, "behind", i, 3, generation=7) for i in range(3)]
-    states = [(4, np.full(3, 4.0)), (5, np.full(3, 5.0)), (-1, np.zeros(3))]
+    states = [(4, np.full(3, 4.0)), (5, np.full(3, 5.0)), (9, np.zeros(3), True)]
     for step, vector in together(3, lambda i: links[i].furthest(*states[i])):
         assert (step, vector.tolist()) == (5, [5.0] * 3)
-    newcomers = [AllReduce(r, "new", i, 2, generation=7) for i in range(2)]
-    got = together(2, lambda i: newcomers[i].furthest(-1, np.full(3, float(i))))
-    assert [(step, vector.tolist()) for step, vector in got] == [(0, [0.0] * 3)] * 2
+
+
+@pytest.mark.parametrize(("steps", "best"), [((0, 0), 0), ((6, 6), 0), ((5, 6), 1)])
+def test_if_all_are_new_the_state_of_one_is_everyones(
+    r: redis.Redis, steps: tuple[int, int], best: int
+) -> None:
+    links = [AllReduce(r, "new", i, 2, generation=7) for i in range(2)]
+    got = together(2, lambda i: links[i].furthest(steps[i], np.full(3, float(i)), True))
+    assert [(step, vector.tolist()) for step, vector in got] == [(steps[best], [best] * 3)] * 2
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at_round: int, then: Callable[[Any], None]) -> None:
@@ -606,6 +612,41 @@ def test_who_was_thought_dead_does_not_bring_its_state_back(
     results = together(2, work)
     assert all(isinstance(result, dt.Result) for result in results), results
     assert results[1].worlds >= 2
+    assert flat(results[0].params).tobytes() == flat(results[1].params).tobytes()
+
+
+def test_two_who_were_thought_dead_agree_if_nobody_else_is_left(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vanishing(monkeypatch)
+    plain, done = AllReduce.mean, [threading.Event() for _ in range(3)]
+
+    def mean(self: AllReduce, vector: Any) -> Any:
+        """As if step 10 had been done in different worlds."""
+        return plain(self, vector) + (self.rank if self.round == 12 else 0)
+
+    def newest() -> set[bytes]:
+        (_, fields), *_ = r.xrevrange("dt:{both}:world", count=1)
+        return set(fields[b"world"].split(b"\n"))
+
+    def work(rank: int) -> dt.Result:
+        def note(step: int, _: Any) -> None:
+            if step == 10:
+                done[rank].set()
+            if rank == 0 and step == 10:
+                all(event.wait(10) for event in done)
+                names = {name for name in newest() if not name.startswith(b"0#")}
+                r.zrem("dt:{both}:leases", *names)
+                servers.wait_until(lambda: len(newest() - names) == 3, what="both are back")
+                raise Vanish  # before they have its state
+
+        options = {"steps": 15, "world_size": 3, "on_round": note}
+        return learn(r, "both", rank, **options)
+
+    monkeypatch.setattr(AllReduce, "mean", mean)
+    _, *results = together(3, work)
+    assert all(isinstance(result, dt.Result) for result in results), results
+    assert results[0].steps == results[1].steps == 15
     assert flat(results[0].params).tobytes() == flat(results[1].params).tobytes()
 
 
