@@ -135,12 +135,10 @@ class AllReduce:
         They are behind all others. Raises BadGradient if a vector is of another layout.
         """
         mine = np.array([step - NEW * new], "d").view(vector.dtype)
-        said = self.gather(mine, range(self.world_size), vector)
-        places = [int(one.view("d")[0]) for one in said]
-        best = max(places)
-        if min(places) < best or best < 0:
-            vector = self.gather(vector, [places.index(best)], vector)[0]
-        return best % NEW, vector
+        said = np.concatenate(self.gather(mine, range(self.world_size), vector)).view("d")
+        if said.min() < said.max() or said.max() < 0:
+            vector = self.gather(vector, [int(said.argmax())], vector)[0]
+        return int(said.max()) % NEW, vector
 
     def sparse_mean(self, values: Vector, places: Vector, size: int) -> Vector:
         """Return the mean of vectors of `size` that are 0 but for `values` at sorted `places`."""
@@ -257,6 +255,7 @@ class AllReduce:
 # worlds. So one script decides, by leases and the server's clock: whenever the live leases differ
 # from the last world, there is a new world, with a higher generation. A lease that has ended counts
 # until another worker's call removes it: if the server or all workers stop, the first goes on.
+# Who comes back must find others, or it would start a job that has ended anew.
 WORLD = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
@@ -264,6 +263,7 @@ local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1] or {'0-0'
 local generation, world = tonumber(string.match(last[1], '^%d+')), last[2][2]
 local verb, me, alive = ARGV[1], ARGV[2], redis.call('ZSCORE', KEYS[2], ARGV[2])
 local done = redis.call('GET', KEYS[3])
+local others = redis.call('ZRANGE', KEYS[2], string.format('(%.0f', now), '+inf', 'BYSCORE')
 if verb == 'finish' and alive and not done and string.format('%.0f', generation) == ARGV[6] then
   redis.call('SET', KEYS[3], ARGV[6], 'PX', ARGV[5])
   done = ARGV[6]
@@ -271,7 +271,7 @@ end
 if verb == 'leave' or (verb == 'finish' and done == ARGV[6]) then
   redis.call('ZREM', KEYS[2], me)
   alive = false
-elseif alive or (verb == 'enter' and not done) then
+elseif alive or (not done and (verb == 'enter' or (verb == 'return' and #others > 0))) then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3] * 1000), me)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
@@ -353,7 +353,7 @@ class Lease:
                     if self.worlds and not live:
                         raise TrainingError(f"the job ended while worker {self.worker!r} slept")
                     self.name = f"{self.worker}#{secrets.token_hex(4)}"
-                    self._call("enter")
+                    self._call("return" if self.worlds else "enter")
             self._stop.wait(min(0.02, self.lease_s / 5))
         there: Any = self.r.zrange(f"dt:{{{self.job}}}:leases", 0, 65535)
         came, n = sorted(name.decode()[:-9] for name in there), self.world_size

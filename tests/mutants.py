@@ -484,6 +484,12 @@ MUTANTS: dict[str, list[Mutant]] = {
             "test_who_was_thought_dead_does_not_bring_its_state_back",
         ),
         Mutant(
+            "who comes back as the job ends does not start it anew",
+            "(verb == 'return' and #others > 0)",
+            "verb == 'return'",
+            "test_who_comes_back_as_the_job_ends_is_told",
+        ),
+        Mutant(
             "two who were thought dead agree, if nobody else is left",
             "            generation, members = lease.world(after=generation)",
             "            stay = lease.name\n"
@@ -498,8 +504,8 @@ MUTANTS: dict[str, list[Mutant]] = {
         ),
         Mutant(
             "each generation starts from the worker that is furthest ahead",
-            "best = max(places)",
-            "best = places[0]",
+            "[int(said.argmax())]",
+            "[0]",
             "test_who_was_interrupted_takes_the_state_of_who_was_not"
             " test_a_newcomer_joins_in_mid_run",
         ),

@@ -700,6 +700,31 @@ def test_a_lease_that_ended_counts_until_another_worker_calls(r: redis.Redis) ->
     assert first._call("renew") == (generation, [second.name], 1, False)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_who_comes_back_as_the_job_ends_is_told(
+    r: redis.Redis, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """It finds another worker there, but that one ends the job before it can enter."""
+    first, second = leases = [dt.Lease(r, "ends", worker, world_size, 5, 1) for worker in "01"]
+    together(2, lambda i: leases[i].world(0))
+    r.zrem("dt:{ends}:leases", second.name)
+    ours, _, live, _ = first._call("renew")
+    assert live == 1
+    plain, ended = second._call, []
+
+    def call(verb: str) -> Any:
+        reply = plain(verb)
+        if not ended:
+            ended.append(first.finish(ours))
+        return reply
+
+    monkeypatch.setattr(second, "_call", call)
+    with pytest.raises(TrainingError, match="the job ended while worker '1' slept"):
+        second.world(ours)
+    assert ended == [True]
+    assert keys_of(r) == []
+
+
 @pytest.mark.real_redis
 def test_a_server_that_stops_for_longer_than_all_leases_ends_no_job(
     server_kind: str,
