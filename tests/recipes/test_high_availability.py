@@ -496,6 +496,9 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def is_under_way(self) -> bool:
+        return self.confirmed > 20 and all(self.times.values())
+
     def gap(self, kind: str) -> float:
         times = self.times[kind]
         return max(b - a for a, b in itertools.pairwise(times))
@@ -536,7 +539,7 @@ def ride_through(r: Any, readers: Any, harm: Callable[[], Any]) -> Load:
     r.set("{t}written", 0)
     load = Load(r, readers)
     try:
-        servers.wait_until(lambda: load.confirmed > 20, what="load")
+        servers.wait_until(load.is_under_way, what="load")
         harm()
         harmed = time.monotonic()
         servers.wait_until(
