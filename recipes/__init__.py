@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 START_TIMEOUT_S = 20.0
+PORTS = range(10_000, 20_000)
 PROC = Path("/proc")  # Linux only
 
 # The guard ends the server and removes its folder when this Python closes the pipe. The kernel
@@ -104,18 +106,43 @@ def embedded_binary() -> Path | None:
 def free_port() -> int:
     """Return a free port of 127.0.0.1 whose cluster bus port (+ 10,000) is free as well.
 
-    Ports below 32,768 are never handed out to outgoing connections, so none of those can
-    take the port before the server does.
+    Nobody else gets it from here while this process lives, so it may be used later. Ports
+    below 32,768 are never handed out to outgoing connections either.
     """
-    while True:
-        port = random.SystemRandom().randrange(10_000, 20_000)
+    import fcntl
+
+    for port in _ports_to_try():
         try:
-            for candidate in (port, port + 10_000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", candidate))
-            return port
-        except OSError:
+            fcntl.lockf(_port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except (BlockingIOError, PermissionError):  # each means: locked by another process
             continue
+        if _is_free(port) and _is_free(port + 10_000):
+            return port
+    raise ServerUnreachable(f"This process has tried all ports of {PORTS}. Start a new one.")
+
+
+@functools.cache
+def _ports_to_try() -> Iterator[int]:
+    """Each port once in the life of a process."""
+    return iter(random.SystemRandom().sample(PORTS, len(PORTS)))
+
+
+@functools.cache
+def _port_locks() -> int:
+    """An empty file: who takes a port locks the byte of that number. The kernel unlocks it."""
+    path = Path(tempfile.gettempdir()) / f".cookbook-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_free(port: int) -> bool:
+    """Is there no server on this port? Connections that have just ended do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class GuardedServer:
@@ -133,8 +160,10 @@ class GuardedServer:
     ) -> None:
         self.binary = str(binary)
         self.options = options
-        self.folder = Path(folder or tempfile.mkdtemp(prefix="cookbook-"))
         self.port = port or free_port()
+        if not _is_free(self.port):  # else the server that is there would pass for this one
+            raise ServerUnreachable(f"Port {self.port} is taken. Choose another one.")
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="cookbook-"))
         self.start()
 
     @property

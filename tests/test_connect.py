@@ -249,8 +249,9 @@ def test_a_process_whose_threads_still_run_has_not_ended(
 def test_no_folder_is_left_of_a_server_that_is_stopped(
     server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    port = free_port()  # the file of its lock is not in the folder of this test
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    server = servers.Server(servers.binary(server_kind), *servers.VOLATILE)
+    server = servers.Server(servers.binary(server_kind), *servers.VOLATILE, port=port)
     server.stop(keep_folder=True)
     assert [*tmp_path.iterdir()] == [server.folder]
     server.stop()
@@ -262,4 +263,34 @@ def test_no_folder_is_left_of_a_server_that_is_stopped(
     monkeypatch.setattr(GuardedServer, "_wait_until_it_listens", interrupt)
     with pytest.raises(KeyboardInterrupt):
         servers.Server(servers.binary(server_kind), *servers.VOLATILE)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_port_is_given_to_one_process_only_and_once() -> None:
+    """Of 30 ports (others may have some of them), two processes take 10 each."""
+    program = (
+        "import recipes, sys; recipes.PORTS = range(19_000, 19_030);"
+        "print(*(recipes.free_port() for _ in range(10)), flush=True); sys.stdin.read()"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    taken = [port for process in processes for port in process.stdout.readline().split()]  # type: ignore[union-attr]
+    for process in processes:
+        process.communicate()
+    assert len(set(taken)) == len(taken) == 20
+
+
+@pytest.mark.real_redis
+def test_a_server_that_has_the_port_does_not_pass_for_the_one_that_is_started(
+    r: redis.Redis, server_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    port = r.connection_pool.connection_kwargs["port"]
+    with pytest.raises(ServerUnreachable, match=f"Port {port} is taken"):
+        GuardedServer(servers.binary(server_kind), *servers.VOLATILE, port=port)
     assert [*tmp_path.iterdir()] == []
