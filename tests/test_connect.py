@@ -266,8 +266,8 @@ def test_no_folder_is_left_of_a_server_that_is_stopped(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_port_is_given_to_one_process_only_and_once() -> None:
-    """Of 30 ports (others may have some of them), two processes take 10 each."""
+def test_a_port_is_given_to_one_process_only_and_once(tmp_path: Path) -> None:
+    """Of 30 ports, two processes take 10 each. A folder of its own keeps the run's locks out."""
     program = (
         "import recipes, sys; recipes.PORTS = range(19_000, 19_030);"
         "print(*(recipes.free_port() for _ in range(10)), flush=True); sys.stdin.read()"
@@ -275,7 +275,8 @@ def test_a_port_is_given_to_one_process_only_and_once() -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for _ in range(2)
     ]  # fmt: skip
